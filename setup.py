@@ -1,0 +1,53 @@
+"""Installs wd_plasticity: `pip install -e .`; exact versions are in requirements.lock."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# Upper bounds are the next release that may break us; requirements.lock pins
+# what the tests were run with.
+CORE = [
+    "absl-py>=2.1,<3",
+    "clu>=0.0.12,<0.1",
+    "etils[epath]>=1.10,<2",
+    "filelock>=3.13,<4",
+    "flax>=0.12,<0.13",
+    "grain>=0.2.12,<0.3",
+    "jax>=0.10,<0.12",
+    "matplotlib>=3.9,<4",
+    "ml-collections>=1.0,<2",
+    "numpy>=2.0,<3",
+    "optax>=0.2.5,<0.3",
+    "orbax-checkpoint>=0.12,<0.13",
+    "pyarrow>=17,<27",
+    "rich>=13.7,<16",
+    "sentencepiece>=0.2,<0.3",
+    "tensorboardX>=2.6.2,<3",
+    "tensorflow-datasets>=4.9.9,<5",
+    "tokenizers>=0.21,<0.24",
+    "zstandard>=0.22,<1",
+]
+
+EXTRAS = {
+    "cuda": ["jax[cuda12]>=0.10,<0.12"],
+    "tpu": ["jax[tpu]>=0.10,<0.12"],
+    "tensorflow": ["tensorflow>=2.16"],
+    "wandb": ["wandb>=0.17"],
+    "test": ["pytest>=8,<10", "pytest-timeout>=2.3,<3", "ruff>=0.6"],
+    # torch is the independent reference of the parity suite and of bench --peer.
+    "parity": ["torch>=2.4,<2.14", "transformers>=4.47,<6", "safetensors>=0.4,<1"],
+}
+
+setup(
+    name="wd_plasticity",
+    version="0.1.0",
+    description="Which weight decay should I pretrain with, if the model will be fine-tuned afterwards?",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+    if Path(__file__).with_name("README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["wd_plasticity", "wd_plasticity.*"]),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)

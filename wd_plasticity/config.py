@@ -1,0 +1,135 @@
+"""The default configuration of a pretraining run, and the lengths written in it.
+
+A config file starts from `default_config()` and changes fields. Every field is
+typed by its default; a length is a string: '10%' of training, '200 steps' or
+'1e6 tokens'.
+"""
+
+import math
+
+from ml_collections import ConfigDict
+
+from wd_plasticity.errors import UserError
+
+
+def schedule_section(name: str, warmup: str, final_fraction: float) -> ConfigDict:
+  """Fields of a learning-rate or decay schedule (see optim/schedules.py)."""
+  return ConfigDict(dict(
+      name=name,  # cosine, wsd (warmup-stable-decay), linear, constant
+      warmup=warmup,  # length of the linear warmup from 0
+      decay="20%",  # wsd only: length of the final decay
+      final_fraction=final_fraction,  # value at the end over the peak
+  ))
+
+
+def default_config() -> ConfigDict:
+  """A small Llama-2 on the embedded corpus; every known field with its default."""
+  c = ConfigDict()
+  c.name = ""  # shown in logs and plots
+  c.seed = 0  # of the initialisation and of the data order
+
+  c.model = ConfigDict(dict(
+      num_layers=4,
+      width=128,
+      num_heads=4,
+      num_kv_heads=4,
+      head_dim=0,  # 0: width / num_heads
+      ffn_width=344,
+      vocab_size=0,  # 0: as large as the tokenizer's
+      norm_position="pre",  # pre (Llama-2) or post (OLMo-2: on each sublayer's output)
+      qk_norm=False,  # RMSNorm over the full query and key projections (OLMo-2)
+      rope_theta=10_000.0,
+      norm_eps=1e-5,
+      tied_head=False,
+      init="scaled",  # scaled: std sqrt(2/(5 width)); truncated: std 0.02 cut at 3 sigma
+      compute_dtype="float32",  # float32 or bfloat16; parameters are always float32
+      attention="auto",  # auto, plain, cudnn (GPU), splash (TPU)
+      document_mask=False,  # attend only within a document of a packed record
+      scan_layers=True,  # one compiled layer, looped; False unrolls
+      remat="none",  # none, dots (recompute all but matrix products), full
+  ))
+
+  c.data = ConfigDict(dict(
+      source="embedded",  # embedded, files, tfds
+      train="",  # files: glob(s), comma separated; tfds: name or directory
+      validation="",  # the same; empty: a share of the documents of `train`
+      text_field="text",  # of JSONL, Parquet and TFDS records
+      strip="",  # regular expression removed from the start of each document
+      validation_fraction=0.05,  # of documents, when `validation` is empty
+      train_subset_fraction=0.05,  # of training documents, on which the training loss is measured
+      max_documents=0,  # 0: all
+      sequence_length=256,  # tokens predicted per record; records hold one more
+      cache_dir="",  # empty: <workdir>/cache
+      num_workers=2,  # threads that read ahead
+  ))
+  c.data.tokenizer = ConfigDict(dict(
+      kind="bpe",  # byte, bpe (trained on the corpus), json, sentencepiece, gpt2
+      path="",  # json: tokenizer.json; sentencepiece: .model; gpt2: a directory
+      vocab_size=4096,  # bpe only
+  ))
+
+  c.optim = ConfigDict(dict(
+      learning_rate=3e-3,
+      beta1=0.9,
+      beta2=0.95,
+      eps=1e-8,
+      clip_norm=1.0,  # 0: no clipping
+      weight_decay=0.1,
+  ))
+  c.optim.schedule = schedule_section("cosine", warmup="10%", final_fraction=0.1)
+  c.optim.decay = ConfigDict(dict(
+      convention="learning_rate",  # learning_rate, independent, l2 (see optim/adamw.py)
+      preset="all",  # all, no_embeddings, matrices, no_norms_biases (see optim/groups.py)
+      rules=(),  # own rules 'regular expression=group', tried before the standard table
+  ))
+  c.optim.decay.schedule = schedule_section("constant", warmup="0%", final_fraction=1.0)
+  c.optim.decay.multipliers = ConfigDict(dict(
+      embedding=1.0, head=1.0, query_key=1.0, value_output=1.0, feed_forward=1.0, norm=1.0))
+
+  c.train = ConfigDict(dict(
+      steps=0,  # 0: from tokens_per_parameter
+      tokens_per_parameter=20.0,  # all parameters count, embeddings included
+      global_batch_size=16,  # sequences per step
+      accumulate_steps=1,  # micro-batches a step is split into
+      z_loss=0.0,
+      loss_tile_tokens=0,  # tokens whose logits exist at once; 0: chosen for the platform
+      log_every="1%",
+      eval_every="10%",
+      eval_sequences=64,  # validation and train-subset records per evaluation
+  ))
+
+  c.sweep = ConfigDict(dict(
+      members_at_once=0,  # members in one compiled program; 0: measured
+  ))
+  c.mesh = ConfigDict(dict(sweep=1, data=-1, fsdp=1, tensor=1))  # -1: what is left
+  c.checkpoint = ConfigDict(dict(
+      every="20%",
+      keep_latest=1,  # newest checkpoints kept for resuming
+      keep_at=(0.25, 0.5, 0.75),  # fractions of training kept for good, beside the last
+  ))
+  c.log = ConfigDict(dict(wandb=False, wandb_project="wd_plasticity"))
+  c.distributed = ConfigDict(dict(
+      mode="auto",  # auto: when a cluster is detected; on; off
+      coordinator="",  # host:port, when not detected
+      num_processes=0,
+      process_id=-1,
+      timeout_seconds=120,
+  ))
+  return c
+
+
+def parse_length(text: str, total_steps: int, tokens_per_step: int, field: str) -> int:
+  """Steps meant by a length such as '10%', '200 steps' or '1e6 tokens' (rounded up)."""
+  words = text.strip().lower()
+  units = {"%": total_steps / 100, "steps": 1.0, "step": 1.0, "tokens": 1.0 / tokens_per_step}
+  for unit, scale in units.items():
+    if words.endswith(unit):
+      try:
+        value = float(words.removesuffix(unit)) * scale
+      except ValueError:
+        break
+      if not math.isfinite(value) or value < 0:
+        break
+      return math.ceil(value - 1e-9)
+  raise UserError(
+      f"{field}={text!r} is not a length; write it like '10%', '200 steps' or '1e6 tokens'.")

@@ -1,0 +1,35 @@
+"""Errors that a user can mend: one clear sentence, no traceback."""
+
+import errno
+import sys
+
+
+class UserError(Exception):
+  """A wrong input. The message says what is wrong and what to do about it."""
+
+
+class Interrupted(Exception):
+  """The run was asked to stop (SIGTERM, SIGINT) and has saved its state."""
+
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 143  # 128 + SIGTERM, what schedulers expect of a preempted job
+
+
+def run(main, argv=None):
+  """Calls `main(argv)`; a user's mistake ends as one line on stderr and exit status 2."""
+  try:
+    return main(argv)
+  except UserError as e:
+    print(f"error: {e}", file=sys.stderr, flush=True)
+    sys.exit(EXIT_USER_ERROR)
+  except Interrupted as e:
+    print(str(e), file=sys.stderr, flush=True)
+    sys.exit(EXIT_INTERRUPTED)
+  except OSError as e:
+    if e.errno != errno.ENOSPC:
+      raise
+    print(f"error: no space is left on the disk of {e.filename or 'the work directory'}; "
+          "free some and run the same command again, finished checkpoints are kept.",
+          file=sys.stderr, flush=True)
+    sys.exit(EXIT_USER_ERROR)
