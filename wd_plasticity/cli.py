@@ -1,0 +1,88 @@
+"""Command lines: absl flags and ml_collections configs, with mistakes said in one sentence."""
+
+import importlib.util
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from wd_plasticity import errors
+from wd_plasticity.errors import UserError
+
+
+def define_config_flag(name: str = "config"):
+  """Defines `--config=FILE[:arguments]`, whose fields are set as `--config.FIELD=VALUE`."""
+  return config_flags.DEFINE_config_file(
+      name, None, "Config file, optionally with arguments: configs/llama2.py:size=1b,tpp=20.",
+      lock_config=True)
+
+
+def run(main: Callable[[Sequence[str]], None]):
+  """Runs a program: parses flags, calls `main(argv)`, and reports user errors in one line."""
+  def parse(argv):
+    try:
+      return _parse(argv)
+    except UserError as e:
+      errors.run(lambda _: _raise(e))
+  app.run(lambda argv: errors.run(main, argv), flags_parser=parse)
+
+
+def _raise(e):
+  raise e
+
+
+def _parse(argv):
+  if any(a in ("--help", "-help", "--helpfull", "--helpshort") for a in argv):
+    # Without this a missing --config would be complained about instead.
+    argv = [a for a in argv if not a.startswith("--config")]
+  try:
+    rest = flags.FLAGS(argv)
+  except UserError:
+    raise
+  except (AttributeError, KeyError) as e:
+    raise UserError(f"the command line names an unknown config field: {_one_line(e)}") from e
+  except (TypeError, ValueError, flags.Error) as e:
+    raise UserError(f"the command line cannot be used: {_one_line(e)}") from e
+  except (OSError, ImportError) as e:
+    raise UserError(f"the config file cannot be opened: {_one_line(e)}") from e
+  except SyntaxError as e:
+    raise UserError(f"the config file {e.filename} has a syntax error in line {e.lineno}.") from e
+  if len(rest) > 1:
+    raise UserError(f"{rest[1]!r} is not a flag; flags start with -- and use =, see --help.")
+  return rest
+
+
+def _one_line(e: BaseException) -> str:
+  text = str(e.args[0]) if isinstance(e, KeyError) and e.args else str(e)
+  return " ".join(text.replace("FATAL Flags parsing error:", "").split())
+
+
+def config_source(holder) -> tuple[str, dict]:
+  """The `--config` text as given and the overrides on the command line."""
+  return (config_flags.get_config_filename(holder), config_flags.get_override_values(holder))
+
+
+def load_sweep(filename: str) -> Callable | None:
+  """The function `sweep(add)` of a config file, or None when it declares none."""
+  path = pathlib.Path(filename.split(":", 1)[0])
+  spec = importlib.util.spec_from_file_location(f"_sweep_of_{path.stem}", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return getattr(module, "sweep", None)
+
+
+def parse_arguments(text: str | None, **defaults):
+  """Typed arguments of a config file: 'size=1b,tpp=20' with the types of `defaults`."""
+  values = dict(defaults)
+  for item in filter(None, (text or "").split(",")):
+    key, _, value = item.partition("=")
+    if key not in defaults:
+      raise UserError(f"config argument {key!r} is not known; known are {', '.join(defaults)}.")
+    kind = type(defaults[key])
+    try:
+      values[key] = json.loads(value.lower()) if kind is bool else kind(value)
+    except ValueError as e:
+      raise UserError(f"config argument {key}={value!r} is not of type {kind.__name__}.") from e
+  return values

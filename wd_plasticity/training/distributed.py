@@ -1,0 +1,67 @@
+"""Start of `jax.distributed`: explicit, with a timeout, and told in one line."""
+
+import os
+
+import jax
+from ml_collections import ConfigDict
+
+from wd_plasticity.errors import UserError
+
+_MODES = ("auto", "on", "off")
+
+
+def initialise(section: ConfigDict) -> str:
+  """Connects the processes of a run when there are several; returns the line to print.
+
+  mode 'off' never connects, 'on' always, 'auto' when a coordinator is given or the
+  environment is that of a cluster with more than one task.
+
+  Raises:
+    UserError: bad fields, or no answer from the coordinator within the timeout.
+  """
+  if section.mode not in _MODES:
+    raise UserError(f"distributed.mode={section.mode!r} is not one of {', '.join(_MODES)}.")
+  if section.mode == "on" or (section.mode == "auto" and (section.coordinator or _in_cluster())):
+    _connect(section)
+  return (f"process {jax.process_index()} of {jax.process_count()}: "
+          f"{jax.local_device_count()} of {jax.device_count()} devices "
+          f"({jax.devices()[0].device_kind}, {jax.default_backend()})")
+
+
+def _in_cluster() -> bool:
+  env = os.environ
+  hosts = [h for h in env.get("TPU_WORKER_HOSTNAMES", "").split(",") if h]
+  return (int(env.get("SLURM_NTASKS", "1") or 1) > 1 and "SLURM_PROCID" in env
+          or int(env.get("OMPI_COMM_WORLD_SIZE", "1") or 1) > 1
+          or len(hosts) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in env)
+
+
+def _connect(section):
+  arguments = dict(initialization_timeout=section.timeout_seconds)
+  if section.coordinator:
+    if section.num_processes < 1 or not 0 <= section.process_id < section.num_processes:
+      raise UserError(
+          f"distributed.coordinator={section.coordinator} needs distributed.num_processes and a "
+          "distributed.process_id from 0 to num_processes - 1.")
+    arguments.update(coordinator_address=section.coordinator,
+                     num_processes=section.num_processes, process_id=section.process_id)
+  try:
+    jax.distributed.initialize(**arguments)
+  except (RuntimeError, ValueError) as e:
+    reason = " ".join(str(e).split())[:200]
+    raise UserError(
+        f"the processes did not connect within {section.timeout_seconds} s "
+        f"(coordinator {section.coordinator or 'found by JAX'}): {reason}; check the address and "
+        "that all processes are started, or set distributed.mode=off for one process.") from e
+
+
+def is_first() -> bool:
+  """Whether this process writes the records of the run."""
+  return jax.process_index() == 0
+
+
+def barrier(name: str):
+  """Waits for all processes."""
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+    multihost_utils.sync_global_devices(name)

@@ -1,0 +1,121 @@
+"""The device mesh (sweep, data, fsdp, tensor) and the one table from names to axes."""
+
+import math
+import re
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from wd_plasticity.errors import UserError
+
+AXES = ("sweep", "data", "fsdp", "tensor")
+
+# Ordered, first match wins, every parameter must be covered. `tensor` splits heads,
+# feed-forward units and the vocabulary; `fsdp` splits what `tensor` leaves.
+RULES = (
+    (r"embed/embedding", P("tensor", "fsdp")),
+    (r"head/kernel", P("fsdp", "tensor")),
+    (r"layers/attention/(query|key|value)/kernel", P(None, "fsdp", "tensor")),
+    (r"layers/attention/output/kernel", P(None, "tensor", "fsdp")),
+    (r"layers/feed_forward/(gate|up)/kernel", P(None, "fsdp", "tensor")),
+    (r"layers/feed_forward/down/kernel", P(None, "tensor", "fsdp")),
+    (r".*norm/scale", P()),
+)
+BATCH = P("sweep", ("data", "fsdp"))  # tokens [M, B, L+1]
+
+
+def axis_sizes(section: ConfigDict, num_devices: int) -> dict[str, int]:
+  """Sizes of the mesh axes; one of them may be -1 and takes the devices that are left."""
+  sizes = {axis: section[axis] for axis in AXES}
+  bad = [f"mesh.{a}={n}" for a, n in sizes.items() if n < 1 and n != -1]
+  if bad:
+    raise UserError(f"{bad[0]} must be positive, or -1 for the devices that are left.")
+  free = [axis for axis, n in sizes.items() if n == -1]
+  if len(free) > 1:
+    raise UserError(f"only one mesh axis can be -1, not {' and '.join(free)}.")
+  fixed = math.prod(n for n in sizes.values() if n != -1)
+  if free and num_devices % fixed == 0:
+    sizes[free[0]] = num_devices // fixed
+  if math.prod(sizes.values()) != num_devices:
+    shape = ", ".join(f"{a}={section[a]}" for a in AXES)
+    raise UserError(f"the mesh ({shape}) does not fit {num_devices} device(s); its sizes must "
+                    "multiply to that number.")
+  return sizes
+
+
+def make_mesh(section: ConfigDict) -> Mesh:
+  """The mesh over all devices of the run."""
+  sizes = axis_sizes(section, jax.device_count())
+  return jax.make_mesh(tuple(sizes[a] for a in AXES), AXES,
+                       axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def flat_names(tree) -> dict[str, object]:
+  """Leaves of a nested dict by slash-joined name."""
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {"/".join(k.key for k in path): leaf for path, leaf in leaves}
+
+
+def parameter_spec(name: str) -> P:
+  """Axes of one parameter by `RULES`."""
+  for pattern, spec in RULES:
+    if re.fullmatch(pattern, name):
+      return spec
+  raise UserError(f"parameter {name} is not covered by the sharding table in training/mesh.py.")
+
+
+def parameter_specs(params) -> dict:
+  """A tree like `params` (nested dict of arrays or shapes) with the spec of each leaf."""
+  return jax.tree_util.tree_map_with_path(
+      lambda path, _: parameter_spec("/".join(k.key for k in path)), params)
+
+
+def check_parameters(params, sizes: dict[str, int]):
+  """Refuses a parameter whose dimension its mesh axis does not divide."""
+  for name, leaf in flat_names(params).items():
+    for dim, axis in zip(leaf.shape, parameter_spec(name), strict=False):
+      if axis and dim % sizes[axis]:
+        hint = (f"; model.vocab_size={-(-dim // sizes[axis]) * sizes[axis]} would pad it"
+                if name in ("embed/embedding", "head/kernel") and axis == "tensor" else "")
+        raise UserError(f"mesh.{axis}={sizes[axis]} does not divide the dimension {dim} of "
+                        f"{name}{hint}.")
+
+
+def with_members(spec: P) -> P:
+  """The spec of an array that has a leading member axis."""
+  return P("sweep", *spec)
+
+
+def sharding(mesh: Mesh, spec: P) -> NamedSharding:
+  return NamedSharding(mesh, spec)
+
+
+class BatchPlacer:
+  """Places batches [M, B, ...] on the mesh; each process brings only its own share.
+
+  Attributes:
+    members: indices on the member axis that this process's devices hold.
+    rows: indices on the batch axis that this process's devices hold.
+  """
+
+  def __init__(self, mesh: Mesh, num_members: int, batch_size: int, *, spec: P = BATCH):
+    self._sharding = NamedSharding(mesh, spec)
+    self._shape = (num_members, batch_size)
+    members, rows = set(), set()
+    for m, b in self._sharding.addressable_devices_indices_map(self._shape).values():
+      members.update(range(*m.indices(num_members)))
+      rows.update(range(*b.indices(batch_size)))
+    self.members = np.array(sorted(members))
+    self.rows = np.array(sorted(rows))
+
+  def __call__(self, local: np.ndarray) -> jax.Array:
+    """Turns this process's share [len(members), len(rows), ...] into the global array."""
+    def shard(index):
+      m = np.arange(*index[0].indices(self._shape[0]))
+      b = np.arange(*index[1].indices(self._shape[1]))
+      m, b = np.searchsorted(self.members, m), np.searchsorted(self.rows, b)
+      return local[m[0]:m[-1] + 1, b[0]:b[-1] + 1]
+    return jax.make_array_from_callback(self._shape + local.shape[2:], self._sharding, shard)

@@ -1,0 +1,199 @@
+"""The compiled programs of pretraining: init, train step and eval step of stacked members.
+
+All members of a chunk share one program. Its arrays have a leading member axis M,
+laid on the mesh axis `sweep`; with one member the axis has size 1 and costs nothing.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from wd_plasticity.models import decoder, loss
+from wd_plasticity.models.config import ModelConfig
+from wd_plasticity.optim import adamw
+from wd_plasticity.training import mesh as mesh_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+  """What is compiled into the train step beside model and optimizer.
+
+  Attributes:
+    accumulate_steps: micro-batches whose gradients are averaged before the update.
+    z_loss: coefficient of the squared log-partition function in the objective.
+    loss_tile_tokens: tokens whose logits exist at once; 0 lets the platform decide.
+    end_of_document: token id after which a new document begins, or None to attend
+      over whole records.
+  """
+  accumulate_steps: int = 1
+  z_loss: float = 0.0
+  loss_tile_tokens: int = 0
+  end_of_document: int | None = None
+
+
+class Program:
+  """Jitted functions over a chunk of M members on a mesh.
+
+  State is a dict of arrays with leading axis M: `params`, `opt_state`, `step`
+  (updates made, int32) and `failed_at` (step that became non-finite, or -1).
+  """
+
+  def __init__(self, model: ModelConfig, optimizer: adamw.Optimizer, options: StepOptions,
+               mesh: Mesh, num_members: int):
+    self.model, self.optimizer, self.options = model, optimizer, options
+    self.mesh, self.num_members = mesh, num_members
+    shapes = jax.eval_shape(lambda: _init_member(model, optimizer, jax.random.key(0)))
+    self.member_shapes = shapes
+    mesh_lib.check_parameters(shapes["params"], dict(mesh.shape))
+    specs = _state_specs(shapes)
+    stacked = jax.tree.map(mesh_lib.with_members, specs, is_leaf=lambda s: isinstance(s, P))
+    self._one = self._place(specs)
+    self.state_sharding = self._place(stacked)
+    per_member = self._place(P("sweep"))
+    batch = self._place(mesh_lib.BATCH)
+    self.init = jax.jit(
+        lambda seeds: jax.vmap(lambda s: _init_member(model, optimizer, jax.random.key(s)))(seeds),
+        out_shardings=self.state_sharding)
+    self.train_step = jax.jit(
+        self._over_members(self._train_member, (0, 0, 0)), donate_argnums=0,
+        in_shardings=(self.state_sharding, per_member, batch),
+        out_shardings=(self.state_sharding, per_member))
+    self.eval_step = jax.jit(
+        self._over_members(self._eval_member, (0, None, None)),
+        in_shardings=(self.state_sharding["params"], self._place(P(("data", "fsdp"))),
+                      self._place(P(("data", "fsdp")))),
+        out_shardings=per_member)
+    self._slice = jax.jit(lambda state, m: jax.tree.map(lambda x: x[m], state),
+                          out_shardings=self._one)
+    self._stack = jax.jit(lambda *members: jax.tree.map(lambda *x: jnp.stack(x), *members),
+                          out_shardings=self.state_sharding)
+
+  def member(self, state: dict, m: int) -> dict:
+    """A copy of the state of member m, as a single model."""
+    return self._slice(state, np.int32(m))
+
+  def stack(self, members: list[dict]) -> dict:
+    """The inverse of `member`: the state of a chunk from M single states."""
+    return self._stack(*members)
+
+  def abstract_member(self) -> dict:
+    """Shapes and shardings of the state of one member, to restore a checkpoint into."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        self.member_shapes, self._one)
+
+  def compile(self, batch_size: int, length: int):
+    """Compiles the train step ahead of time; returns the executable."""
+    def struct(x, s):
+      return jax.ShapeDtypeStruct((self.num_members, *x.shape), x.dtype, sharding=s)
+    state = jax.tree.map(struct, self.member_shapes, self.state_sharding)
+    hyper = self.abstract_hyper()
+    tokens = jax.ShapeDtypeStruct((self.num_members, batch_size, length + 1), jnp.int32)
+    return self.train_step.lower(state, hyper, tokens).compile()
+
+  def abstract_hyper(self) -> dict:
+    m, p = self.num_members, len(self.optimizer.group_names)
+    return {"learning_rate": jax.ShapeDtypeStruct((m,), jnp.float32),
+            "weight_decay": jax.ShapeDtypeStruct((m, p), jnp.float32)}
+
+  def hyper(self, learning_rates, weight_decays) -> dict:
+    """Hyperparameters on the devices: learning rates [M], decay per group [M, P]."""
+    place = self._place(P("sweep"))
+    values = {"learning_rate": learning_rates, "weight_decay": weight_decays}
+    return {k: jax.make_array_from_callback(np.shape(v), place, np.asarray(v, np.float32).__getitem__)
+            for k, v in values.items()}
+
+  def _place(self, specs):
+    return jax.tree.map(lambda s: mesh_lib.sharding(self.mesh, s), specs,
+                        is_leaf=lambda s: isinstance(s, P))
+
+  def _over_members(self, fn, in_axes):
+    if self.num_members > 1:
+      return jax.vmap(fn, in_axes=in_axes, spmd_axis_name="sweep")
+    def single(*args):
+      args = [jax.tree.map(lambda x: x[0], a) if axis == 0 else a
+              for a, axis in zip(args, in_axes, strict=True)]
+      return jax.tree.map(lambda x: x[None], fn(*args))
+    return single
+
+  def _train_member(self, state: dict, hyper: dict, tokens_BxL: jax.Array):
+    params, step = state["params"], state["step"]
+    (ce, z), grads = self._loss_and_grads(params, tokens_BxL)
+    updates, opt_state, info = self.optimizer.update(
+        grads, state["opt_state"], params, hyper, step)
+    # A step that is not finite is not taken, and none after it: the member keeps its
+    # last good state while the others go on.
+    good = (jnp.isfinite(ce) & jnp.isfinite(info["grad_norm"])
+            & jnp.all(jnp.isfinite(info["update_norm"])) & (state["failed_at"] < 0))
+    new = {"params": optax.apply_updates(params, updates), "opt_state": opt_state,
+           "step": step + 1}
+    old = {k: state[k] for k in new}
+    new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+    new["failed_at"] = jnp.where((state["failed_at"] < 0) & ~good, step + 1, state["failed_at"])
+    return new, {"loss": ce, "z_loss": z, "failed_at": new["failed_at"], **info}
+
+  def _loss_and_grads(self, params, tokens_BxL):
+    grad_fn = jax.value_and_grad(self._objective, has_aux=True)
+    a = self.options.accumulate_steps
+    if a == 1:
+      (_, aux), grads = grad_fn(params, tokens_BxL)
+      return aux, grads
+    # Rows of a micro-batch are taken with stride `a`, so each device keeps its share.
+    micro_AxBxL = tokens_BxL.reshape(-1, a, tokens_BxL.shape[1]).swapaxes(0, 1)
+    def add(total, tokens):
+      (_, aux), grads = grad_fn(params, tokens)
+      return jax.tree.map(jnp.add, total, (aux, grads)), None
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
+                        jax.eval_shape(lambda p, t: (lambda r: (r[0][1], r[1]))(grad_fn(p, t)),
+                                       params, micro_AxBxL[0]))
+    total, _ = jax.lax.scan(add, zero, micro_AxBxL)
+    return jax.tree.map(lambda x: x / a, total)
+
+  def _objective(self, params, tokens_BxL):
+    inputs_BxL, targets_BxL = tokens_BxL[:, :-1], tokens_BxL[:, 1:]
+    ce, z = self._sums(params, inputs_BxL, targets_BxL, jnp.ones(targets_BxL.shape, jnp.float32),
+                       self.options.z_loss)
+    ce, z = ce / targets_BxL.size, z / targets_BxL.size
+    return ce + z, (ce, z)
+
+  def _sums(self, params, inputs_BxL, targets_BxL, weights_BxL, z_loss):
+    segments_BxL = None
+    if self.options.end_of_document is not None:
+      ends = (inputs_BxL == self.options.end_of_document).astype(jnp.int32)
+      segments_BxL = jnp.cumsum(ends, axis=1) - ends  # the end mark closes its own document
+    x_BxLxD = decoder.hidden_states(params, self.model, inputs_BxL, segments_BxL)
+    return loss.next_token_loss(
+        x_BxLxD, decoder.head_kernel(params, self.model), targets_BxL, weights_BxL,
+        z_loss=z_loss, tile_tokens=self.options.loss_tile_tokens)
+
+  def _eval_member(self, params, tokens_BxL, weights_B):
+    """Sum of token losses and of weights over the records of a batch."""
+    targets_BxL = tokens_BxL[:, 1:]
+    weights_BxL = jnp.broadcast_to(weights_B[:, None], targets_BxL.shape).astype(jnp.float32)
+    ce, _ = self._sums(params, tokens_BxL[:, :-1], targets_BxL, weights_BxL, 0.0)
+    return ce, jnp.sum(weights_BxL)
+
+
+def _init_member(model: ModelConfig, optimizer: adamw.Optimizer, key: jax.Array) -> dict[str, Any]:
+  params = decoder.init_params(model, key)
+  return {"params": params, "opt_state": optimizer.init(params),
+          "step": jnp.int32(0), "failed_at": jnp.int32(-1)}
+
+
+def _state_specs(shapes: dict) -> dict:
+  """Specs of a single member's state; optimizer moments follow their parameters."""
+  specs = mesh_lib.parameter_specs(shapes["params"])
+  by_shape = jax.tree.structure(shapes["params"])
+  def follow(tree):
+    if jax.tree.structure(tree) == by_shape:
+      return specs
+    if isinstance(tree, jax.ShapeDtypeStruct):
+      return P()
+    return jax.tree.map(follow, tree, is_leaf=lambda t: t is not tree)
+  return {"params": specs, "opt_state": follow(shapes["opt_state"]), "step": P(), "failed_at": P()}
