@@ -1,0 +1,247 @@
+"""Metrics of one member: JSON lines, TensorBoard and, when asked for, Weights & Biases.
+
+Names are stable; reports and plots read them:
+
+| file          | name                       | value                                            |
+|---------------|----------------------------|--------------------------------------------------|
+| both          | step                       | optimizer steps done                             |
+| metrics.jsonl | tokens                     | training tokens seen, of this member             |
+| metrics.jsonl | train/loss                 | nats per token, mean over the batch of this step |
+| metrics.jsonl | train/grad_norm            | global L2 norm of the gradient before clipping   |
+| metrics.jsonl | validation/loss            | nats per token on validation documents           |
+| metrics.jsonl | train_subset/loss          | nats per token on kept-aside training documents  |
+| metrics.jsonl | optim/learning_rate        | of this step                                     |
+| metrics.jsonl | optim/weight_decay/<group> | coefficient of the group at this step            |
+| metrics.jsonl | weight_norm/<group>        | L2 norm of the group's parameters                |
+| metrics.jsonl | update_ratio/<group>       | norm of the update over norm of the parameters   |
+| speed.jsonl   | tokens_per_second          | training tokens of this member per second        |
+| speed.jsonl   | mfu                        | model FLOPs over the device's peak, a fraction   |
+| speed.jsonl   | input_wait_fraction        | share of the time spent waiting for data         |
+| speed.jsonl   | step_seconds               | mean wall-clock seconds per step                 |
+
+metrics.jsonl holds only values that follow from the configuration, so that the file
+of an interrupted and resumed run equals, byte for byte, that of one never interrupted.
+Values that are not finite are written as null, which JSON can hold.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+import secrets
+
+from clu import platform
+
+from wd_plasticity.errors import UserError
+
+
+def _json_value(value) -> int | float | None:
+  """A plain number for JSON: integers stay integers, what is not finite becomes None."""
+  if hasattr(value, "item"):  # NumPy and JAX scalars
+    value = value.item()
+  if isinstance(value, int):
+    return value
+  return float(value) if math.isfinite(value) else None
+
+
+def _json_line(step: int, values: Mapping[str, float]) -> str:
+  record = {"step": int(step), **{name: _json_value(v) for name, v in values.items()}}
+  return json.dumps(record, allow_nan=False) + "\n"
+
+
+def _complete_lines(path: Path) -> Iterable[tuple[str, dict]]:
+  """Yields (line, record). A last line cut short by a kill is left out."""
+  lines = path.read_bytes().split(b"\n")
+  # Whatever follows the last newline was still being written.
+  for number, line in enumerate(lines[:-1], start=1):
+    try:
+      text = line.decode("utf-8")
+      record = json.loads(text)
+      record["step"] = int(record["step"])
+    except (ValueError, TypeError, KeyError):
+      if number == len(lines) - 1:
+        return
+      raise UserError(f"line {number} of {path} is not a record of metrics; "
+                      "restore the file or delete that line.") from None
+    yield text + "\n", record
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict]:
+  """Records of a metrics.jsonl or speed.jsonl, in the order written.
+
+  Args:
+    path: the file.
+
+  Returns:
+    One dict per line; values that were not finite are None.
+
+  Raises:
+    UserError: if there is no such file, or a line in it is not a record.
+  """
+  path = Path(path)
+  if not path.is_file():
+    raise UserError(f"there are no metrics at {path}; give the path of a member that was trained.")
+  return [record for _, record in _complete_lines(path)]
+
+
+def _keep_until(path: Path, start_step: int) -> None:
+  """Drops records after `start_step`, all of them when it is 0, by an atomic rewrite."""
+  if not path.exists():
+    return
+  # A run from step 0 writes its step-0 values again.
+  kept = [line for line, record in _complete_lines(path) if 0 < start_step >= record["step"]]
+  temporary = path.with_name(path.name + ".tmp")
+  with open(temporary, "w", encoding="utf-8", newline="\n") as f:
+    f.writelines(kept)
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(temporary, path)
+
+
+class _Lines:
+  """A file of JSON lines, on disk as soon as written."""
+
+  def __init__(self, path: Path, start_step: int):
+    _keep_until(path, start_step)
+    self._file = open(path, "a", encoding="utf-8", newline="\n")
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    # One write and flush per line: a kill can lose at most the line being written.
+    self._file.write(_json_line(step, values))
+    self._file.flush()
+
+  def close(self) -> None:
+    self._file.close()
+
+
+def _start_wandb(directory: Path, name: str, project: str, config: Mapping | None):
+  """Starts the member's Weights & Biases run, or takes it up again under the same id."""
+  try:
+    import wandb
+  except ImportError:
+    raise UserError(
+        "config.log.wandb=True needs Weights & Biases, which is not installed; run "
+        "`pip install wandb` or set --config.log.wandb=False.") from None
+  id_file = directory / "wandb_id"
+  if not id_file.exists():
+    temporary = id_file.with_name("wandb_id.tmp")
+    temporary.write_text(secrets.token_hex(8), encoding="utf-8")
+    os.replace(temporary, id_file)
+  try:
+    # create_new: the members of a sweep are logged side by side from one process.
+    return wandb.init(
+        id=id_file.read_text(encoding="utf-8").strip(), resume="allow", reinit="create_new",
+        project=project or None, name=name, config=dict(config or {}), dir=str(directory))
+  except wandb.errors.Error as e:
+    raise UserError(
+        f"Weights & Biases did not start ({e}); run `wandb login`, set WANDB_MODE=offline "
+        "or set --config.log.wandb=False.") from e
+
+
+class MemberMetrics:
+  """Writes the metrics of one member; does nothing where it is not enabled.
+
+  A caller that resumes from a checkpoint must have written the metrics of the
+  checkpoint's step before the checkpoint was committed: records up to
+  `start_step` are kept as they are and never written again.
+  """
+
+  def __init__(self, directory: str | os.PathLike, name: str, start_step: int, *,
+               wandb: bool = False, project: str = "", config: Mapping | None = None,
+               enabled: bool = True):
+    """Opens the files, dropping what an interrupted run wrote after `start_step`.
+
+    Args:
+      directory: of the member; made if missing.
+      name: of the member, shown by Weights & Biases.
+      start_step: optimizer steps done before this start; 0 starts the files afresh.
+      wandb: log to Weights & Biases as well.
+      project: of Weights & Biases.
+      config: of the member, stored with the Weights & Biases run.
+      enabled: False on every process but the first.
+
+    Raises:
+      UserError: if Weights & Biases is asked for and not installed or not set up,
+        or if a file of metrics is damaged.
+    """
+    self._enabled = enabled
+    if not enabled:
+      return
+    from tensorboardX import SummaryWriter  # slow to import, and reports do without it
+
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    # Before the files, which a refused start must leave as they were.
+    self._wandb = _start_wandb(directory, name, project, config) if wandb else None
+    self._metrics = _Lines(directory / "metrics.jsonl", start_step)
+    self._speed = _Lines(directory / "speed.jsonl", start_step)
+    # TensorBoard hides events of earlier files from purge_step on. It writes from a
+    # thread, which must not keep long what a kill would lose for good.
+    self._tensorboard = SummaryWriter(
+        str(directory), purge_step=start_step + 1 if start_step else 0, flush_secs=1)
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Appends values that follow from the configuration (see the table of names).
+
+    Args:
+      step: optimizer steps done.
+      values: name to number; NumPy and JAX scalars are accepted.
+    """
+    if self._enabled:
+      self._metrics.write(step, values)
+      self._write_curves(step, values)
+
+  def write_speed(self, step: int, values: Mapping[str, float]) -> None:
+    """Appends wall-clock values, which differ from run to run, to speed.jsonl."""
+    if self._enabled:
+      self._speed.write(step, values)
+      self._write_curves(step, {f"speed/{name}": value for name, value in values.items()})
+
+  def _write_curves(self, step: int, values: Mapping[str, float]) -> None:
+    # A gap in the curve stands for a value that is not finite.
+    finite = {name: v for name, v in ((n, _json_value(v)) for n, v in values.items())
+              if v is not None}
+    for name, value in finite.items():
+      self._tensorboard.add_scalar(name, value, step)
+    if self._wandb is not None:
+      self._wandb.log(finite, step=step)
+
+  def close(self) -> None:
+    """Closes the files and ends the Weights & Biases run."""
+    if not self._enabled:
+      return
+    self._metrics.close()
+    self._speed.close()
+    self._tensorboard.close()
+    if self._wandb is not None:
+      self._wandb.finish()
+
+  def __enter__(self) -> "MemberMetrics":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+
+def work_unit_status(message: str, progress: float) -> None:
+  """Shows a message and the fraction done on the experiment platform (XManager).
+
+  Elsewhere clu's local work unit writes it to the log at level INFO.
+
+  Args:
+    message: what is being done.
+    progress: fraction done, 0 to 1.
+  """
+  platform.work_unit().set_notes(f"{message} ({progress:.0%})")
+
+
+def parameter_overview(params: Mapping) -> str:
+  """A table of names, shapes, types and sizes with the total.
+
+  Args:
+    params: nested dict of arrays or `jax.ShapeDtypeStruct`; values are not read.
+  """
+  from clu import parameter_overview as overview  # imports JAX, which reports do without
+
+  return overview.get_parameter_overview(params, include_stats=False)
