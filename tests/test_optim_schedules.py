@@ -1,0 +1,98 @@
+"""Schedules against closed forms in plain Python, step by step."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+import pytest
+
+from wd_plasticity.config import schedule_section
+from wd_plasticity.errors import UserError
+from wd_plasticity.optim.schedules import make_schedule
+
+
+def section(name, warmup="0%", final_fraction=0.1, decay="20%"):
+  s = schedule_section(name, warmup, final_fraction)
+  s.decay = decay
+  return s
+
+
+def closed_form(name, n, total, warmup, decay, final):
+  """The multiplier of update n = 1 .. total, scalar by scalar."""
+  if n <= warmup:
+    return n / warmup
+  if name == "constant":
+    return 1.0
+  if name == "wsd":
+    return 1.0 if n <= total - decay else 1 - (1 - final) * (1 - (total - n) / decay)
+  x = (n - warmup) / (total - warmup)
+  if name == "linear":
+    return (1 - x) + final * x
+  return final + (1 - final) * math.cos(math.pi * x / 2) ** 2  # half-angle form
+
+
+@pytest.mark.parametrize("name", ["cosine", "wsd", "linear", "constant"])
+@pytest.mark.parametrize("total, warmup, decay, final", [
+    (50, 5, 10, 0.1), (50, 0, 50, 0.0), (7, 3, 4, 0.3), (3, 1, 1, 1.0), (1, 0, 1, 0.1),
+])
+def test_closed_form(name, total, warmup, decay, final):
+  f = make_schedule(section(name, f"{warmup} steps", final, f"{decay} steps"), total, 64, "s")
+  got = [float(f(step)) for step in range(total)]
+  want = [closed_form(name, step + 1, total, warmup, decay, final) for step in range(total)]
+  np.testing.assert_allclose(got, want, rtol=0, atol=2e-7)
+  traced = jax.jit(jax.vmap(f))(jnp.arange(total, dtype=jnp.int32))
+  assert traced.dtype == jnp.float32
+  np.testing.assert_allclose(traced, got, rtol=0, atol=2e-7)
+
+
+def test_landmarks():
+  f = make_schedule(section("cosine", "10%", 0.1), 100, 64, "s")
+  assert float(f(0)) == pytest.approx(0.1)  # 1 / 10: the first update is not wasted
+  assert float(f(9)) == 1.0  # update 10 has the peak
+  assert float(f(99)) == pytest.approx(0.1, abs=1e-7)  # the last has the floor
+  assert float(f(1000)) == pytest.approx(0.1, abs=1e-7)
+
+
+def test_paper_length_in_float32():
+  # Llama 0.5B: 9,537 updates, peak 2.5e-4 to 2.5e-5.
+  f = make_schedule(section("cosine", "10%", 0.1), 9537, 512 * 2048, "s")
+  steps = np.arange(9537)
+  got = np.asarray(jax.vmap(f)(jnp.asarray(steps)))
+  want = [closed_form("cosine", n + 1, 9537, 954, 0, 0.1) for n in steps]
+  np.testing.assert_allclose(got, want, rtol=0, atol=5e-7)
+
+
+def test_lengths_in_tokens_and_percent():
+  f = make_schedule(section("wsd", "640 tokens", 0.0, "50%"), 40, 64, "s")
+  values = [float(f(step)) for step in range(40)]
+  assert values[8] < 1.0 and values[9] == 1.0
+  assert values[19] == 1.0 and values[20] < 1.0 and values[39] == 0.0
+
+
+def test_warmup_as_long_as_training():
+  f = make_schedule(section("cosine", "100%"), 4, 64, "s")
+  assert [float(f(s)) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(name="cos"), "optim.schedule.name='cos' is unknown; choose one of cosine, wsd, linear"),
+    (dict(warmup="200 steps"), "optim.schedule.warmup='200 steps' is 200 steps, longer"),
+    (dict(warmup="7000 tokens"), "longer than the training"),
+    (dict(warmup="ten"), "optim.schedule.warmup='ten' is not a length"),
+    (dict(name="wsd", warmup="90%", decay="20%"), "warmup of 90 and the decay of 20 steps"),
+    (dict(final_fraction=1.5), "final_fraction=1.5 must be between 0 and 1"),
+    (dict(final_fraction=-0.1), "must be between 0 and 1"),
+    (dict(final_fraction=float("nan")), "must be between 0 and 1"),
+])
+def test_refusals(changes, message):
+  s = ConfigDict(dict(section("cosine", "10%")) | changes)
+  with pytest.raises(UserError, match=message):
+    make_schedule(s, 100, 64, "optim.schedule")
+
+
+def test_decay_longer_than_training_only_matters_to_wsd():
+  make_schedule(section("cosine", "10%", decay="500%"), 100, 64, "s")
+  with pytest.raises(UserError, match="together longer"):
+    make_schedule(section("wsd", "10%", decay="500%"), 100, 64, "s")

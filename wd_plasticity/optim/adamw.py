@@ -1,0 +1,215 @@
+"""AdamW with the weight decay of every parameter group as a traced number.
+
+The chain is: clip by global norm -> Adam -> weight decay -> learning rate. Weight
+decay is applied in `decayed_step`, and nowhere else.
+
+Learning rate and weight decay are arguments of `update`, not constants of the
+program: members of a sweep share one compiled step, and `jax.vmap` over the
+member axis gives each its own values.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from wd_plasticity.errors import UserError
+from wd_plasticity.optim.groups import group_names, name_of
+
+CONVENTIONS = ("learning_rate", "independent", "l2")
+
+
+def decayed_step(convention, adam, grads, params, decay, learning_rate, multiplier):
+  """One step of Adam with weight decay. THIS IS WHERE WEIGHT DECAY IS APPLIED.
+
+  Args:
+    convention: one of `CONVENTIONS`.
+    adam: function from gradients to (Adam direction u, new moments).
+    grads: gradients g, after clipping.
+    params: weights w.
+    decay: lambda of every parameter, a tree of scalars.
+    learning_rate: of this step, eta * s_t.
+    multiplier: s_t, the learning-rate schedule without the peak eta.
+
+  Returns:
+    (what to add to the weights, new moments).
+  """
+  shrink = jax.tree.map(lambda wd, w: wd * w, decay, params)  # lambda w
+
+  if convention == "l2":
+    # g <- g + lambda w before the moments, w <- w - eta s_t u: decay is divided by
+    # sqrt(nu) like any gradient. torch.optim.Adam(weight_decay=lambda).
+    u, moments = adam(jax.tree.map(jnp.add, grads, shrink))
+    return jax.tree.map(lambda u: -learning_rate * u, u), moments
+
+  u, moments = adam(grads)
+  if convention == "learning_rate":
+    # w <- w - eta s_t (u + lambda w). torch.optim.AdamW, optax.adamw.
+    return jax.tree.map(lambda u, d: -learning_rate * (u + d), u, shrink), moments
+  # "independent" of the peak eta: w <- w - s_t (eta u + lambda w). Loshchilov and
+  # Hutter (1711.05101, algorithm 2), Wortsman et al. (2309.14322), big_vision.
+  return jax.tree.map(lambda u, d: -(learning_rate * u + multiplier * d), u, shrink), moments
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """AdamW over parameter groups; build it with `make_optimizer`.
+
+  `group_names` is the order of the P entries of `hyper['weight_decay']` and of
+  the per-group values in `info`.
+  """
+  groups: Mapping[str, str]
+  beta1: float
+  beta2: float
+  eps: float
+  clip_norm: float
+  convention: str
+  learning_rate_schedule: Callable[[Any], jax.Array]
+  decay_schedule: Callable[[Any], jax.Array]
+
+  @property
+  def group_names(self) -> tuple[str, ...]:
+    return group_names(self.groups)
+
+  def init(self, params: Any) -> dict[str, Any]:
+    """The state before the first update: zero float32 moments shaped like `params`.
+
+    Returns:
+      {'count': int32[], 'mu': tree like params, 'nu': tree like params}.
+    """
+    mu, nu = (optax.tree.zeros_like(params, dtype=jnp.float32) for _ in range(2))
+    return {"count": jnp.zeros([], jnp.int32), "mu": mu, "nu": nu}
+
+  def update(
+      self, grads: Any, opt_state: dict[str, Any], params: Any, hyper: Mapping[str, jax.Array],
+      step: jax.Array | int,
+  ) -> tuple[Any, dict[str, Any], dict[str, jax.Array]]:
+    """One update.
+
+    Args:
+      grads: gradients, a tree like `params`.
+      opt_state: from `init` or the last update.
+      params: the weights.
+      hyper: 'learning_rate' float32[], the peak; 'weight_decay' float32[P], of each
+        group with its multiplier already in it.
+      step: updates made so far, where the schedules are read.
+
+    Returns:
+      updates: to be added to `params`.
+      opt_state: the new state.
+      info: float32 values: 'learning_rate' [] of this step; 'weight_decay' [P] the
+        lambda of this step, after its schedule (for `independent` also times the
+        learning-rate schedule: the fraction by which weights shrink); 'grad_norm' []
+        over all gradients before clipping; 'weight_norm', 'update_norm' [P], L2
+        norms of weights before the update and of the update with its decay;
+        'update_ratio' [P], the second over the first (0 where all weights are 0).
+    """
+    multiplier = self.learning_rate_schedule(step)
+    learning_rate = hyper["learning_rate"] * multiplier
+    weight_decay_P = hyper["weight_decay"] * self.decay_schedule(step)
+    members = self._members(params)
+    decay = jax.tree.map(lambda p: weight_decay_P[p], members)
+
+    grads = optax.tree.cast(grads, jnp.float32)
+    grad_norm = optax.tree.norm(grads)
+    if self.clip_norm:
+      grads, _ = optax.clip_by_global_norm(self.clip_norm).update(grads, optax.EmptyState())
+
+    def adam(grads):
+      return optax.scale_by_adam(self.beta1, self.beta2, self.eps).update(
+          grads, optax.ScaleByAdamState(**opt_state))
+
+    updates, moments = decayed_step(
+        self.convention, adam, grads, params, decay, learning_rate, multiplier)
+
+    if self.convention == "independent":
+      weight_decay_P = weight_decay_P * multiplier
+    weight_norm_P = self._norms(params, members)
+    update_norm_P = self._norms(updates, members)
+    nonzero_P = jnp.where(weight_norm_P == 0, 1.0, weight_norm_P)
+    info = {
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay_P,
+        "grad_norm": grad_norm,
+        "weight_norm": weight_norm_P,
+        "update_norm": update_norm_P,
+        "update_ratio": jnp.where(weight_norm_P == 0, 0.0, update_norm_P / nonzero_P),
+    }
+    return updates, moments._asdict(), info
+
+  def _members(self, params: Any) -> Any:
+    """The index of every parameter's group, a tree like `params`."""
+    index = {group: p for p, group in enumerate(self.group_names)}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: index[self.groups[name_of(path)]], params)
+
+  def _norms(self, tree: Any, members: Any) -> jax.Array:
+    """L2 norm of every group's part of `tree`, float32[P]."""
+    squares = [jnp.zeros([], jnp.float32)] * len(self.group_names)
+    for p, x in zip(jax.tree.leaves(members), jax.tree.leaves(tree), strict=True):
+      squares[p] += jnp.sum(jnp.square(x.astype(jnp.float32)))
+    return jnp.sqrt(jnp.stack(squares))
+
+
+def make_optimizer(
+    groups: Mapping[str, str], *, beta1: float, beta2: float, eps: float, clip_norm: float,
+    convention: str, learning_rate_schedule: Callable[[Any], jax.Array],
+    decay_schedule: Callable[[Any], jax.Array],
+) -> Optimizer:
+  """AdamW for the parameters in `groups`.
+
+  Args:
+    groups: {parameter name: group}, from `groups.assign_groups`.
+    beta1: decay rate of the mean of gradients.
+    beta2: decay rate of the mean of squared gradients.
+    eps: added to the square root of the second moment, after bias correction.
+    clip_norm: global gradient norm above which gradients are scaled down; 0: never.
+    convention: what weight decay means, see `decayed_step`.
+    learning_rate_schedule: step to multiplier of the peak learning rate.
+    decay_schedule: step to multiplier of the weight decay.
+
+  Raises:
+    UserError: an unknown convention or a constant outside its range.
+  """
+  if convention not in CONVENTIONS:
+    raise UserError(f"optim.decay.convention={convention!r} is unknown; "
+                    f"choose one of {', '.join(CONVENTIONS)}.")
+  for name, beta in (("beta1", beta1), ("beta2", beta2)):
+    if not 0 <= beta < 1:
+      raise UserError(f"optim.{name}={beta} must be at least 0 and below 1.")
+  for name, value in (("eps", eps), ("clip_norm", clip_norm)):
+    if not (math.isfinite(value) and value >= 0):
+      raise UserError(f"optim.{name}={value} must be a number of at least 0.")
+  return Optimizer(dict(groups), beta1, beta2, eps, clip_norm, convention,
+                   learning_rate_schedule, decay_schedule)
+
+
+def timescale(
+    learning_rate: float, weight_decay: float, convention: str, steps: int, tokens_per_step: int,
+) -> dict[str, float] | None:
+  """How long a weight remembers: updates after which decay alone leaves 1/e of it.
+
+  1 / (learning_rate * weight_decay) steps at the peak of the schedules (Wang and
+  Aitchison, 2405.13698), 1 / weight_decay with `independent`.
+
+  Args:
+    learning_rate: the peak.
+    weight_decay: with its group's multiplier in it.
+    convention: one of `CONVENTIONS`.
+    steps: updates of the whole training.
+    tokens_per_step: tokens of one update.
+
+  Returns:
+    {'steps', 'tokens', 'fraction'}, the last of the training; None where there is
+    no timescale: with `l2`, whose decay depends on the gradients, or without decay.
+  """
+  if convention == "l2":
+    return None
+  rate = weight_decay if convention == "independent" else learning_rate * weight_decay
+  if rate == 0:
+    return None
+  return {"steps": 1 / rate, "tokens": tokens_per_step / rate, "fraction": 1 / rate / steps}

@@ -1,0 +1,82 @@
+"""Learning-rate and decay schedules: a multiplier of the peak for every update.
+
+With T updates in all, W of warmup, D of final decay (wsd) and f the final
+fraction, update n = 1 .. T is multiplied by
+
+  all        n / W                                      for n <= W
+  constant   1                                          after
+  linear     1 - (1 - f) (n - W) / (T - W)              after
+  cosine     f + (1 - f) (1 + cos(pi (n-W)/(T-W))) / 2  after
+  wsd        1 until n = T - D, then 1 - (1 - f) (n - T + D) / D
+
+The schedule is read at n = step + 1, where `step` counts the updates already
+made. So the first update has 1/W of the peak, update W exactly the peak, and the
+last exactly f. The schedulers of torch and transformers are read at n = step:
+their first update with warmup has learning rate 0, and their last is one step
+above the floor. The values are theirs, one update earlier.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from optax import schedules as optax_schedules
+
+from wd_plasticity.config import parse_length
+from wd_plasticity.errors import UserError
+
+NAMES = ("cosine", "wsd", "linear", "constant")
+
+Schedule = Callable[[int | jax.Array], jax.Array]
+
+
+def make_schedule(
+    section: Any, total_steps: int, tokens_per_step: int, field: str = "optim.schedule",
+) -> Schedule:
+  """The schedule of a configuration section.
+
+  Args:
+    section: `name`, `warmup`, `decay` (wsd), `final_fraction`; lengths as in
+      `config.parse_length`, rounded up to whole steps.
+    total_steps: T, the updates of the whole training.
+    tokens_per_step: to read lengths in tokens.
+    field: where the section stands in the configuration, for messages.
+
+  Returns:
+    f(step) -> float32 multiplier in [0, 1]; `step`, the updates made so far, may
+    be traced and of any shape. After the last update the final value holds. A
+    warmup as long as the training leaves nothing to decay and ends at 1.
+
+  Raises:
+    UserError: an unknown name, lengths that do not fit into the training, or a
+      final fraction outside [0, 1].
+  """
+  if section.name not in NAMES:
+    raise UserError(f"{field}.name={section.name!r} is unknown; choose one of {', '.join(NAMES)}.")
+  final = section.final_fraction
+  if not 0 <= final <= 1:
+    raise UserError(f"{field}.final_fraction={final} must be between 0 and 1.")
+  warmup = parse_length(section.warmup, total_steps, tokens_per_step, f"{field}.warmup")
+  if warmup > total_steps:
+    raise UserError(f"{field}.warmup={section.warmup!r} is {warmup} steps, longer than the "
+                    f"training of {total_steps}; shorten it.")
+  decay = total_steps - warmup
+  if section.name == "wsd":
+    decay = parse_length(section.decay, total_steps, tokens_per_step, f"{field}.decay")
+    if warmup + decay > total_steps:
+      raise UserError(f"{field}: the warmup of {warmup} and the decay of {decay} steps are "
+                      f"together longer than the training of {total_steps}; shorten one of them.")
+
+  if section.name == "constant" or decay == 0:
+    falling = optax_schedules.constant_schedule(1.0)
+  elif section.name == "cosine":
+    falling = optax_schedules.cosine_decay_schedule(1.0, decay, alpha=final)
+  else:
+    stable = total_steps - warmup - decay  # 0 unless wsd
+    falling = optax_schedules.linear_schedule(1.0, final, decay, transition_begin=stable)
+  curve = falling
+  if warmup:
+    rising = optax_schedules.linear_schedule(0.0, 1.0, warmup)
+    curve = optax_schedules.join_schedules((rising, falling), (warmup,))
+  return lambda step: jnp.asarray(curve(jnp.asarray(step) + 1), jnp.float32)
