@@ -1,0 +1,171 @@
+"""The decoder: Llama-2 (norms before the sublayers) or OLMo-2 (on their outputs).
+
+Modules are flax.nnx; the functions at the end use them functionally, on parameters that
+are a plain nested dict of float32 arrays (names and shapes in docs/architecture.md), so
+that optimizers, meshes, checkpoints and `jax.vmap` over members see arrays only.
+"""
+
+import functools
+from typing import Any
+
+from flax import nnx
+import jax
+from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
+
+from wd_plasticity.models import layers
+from wd_plasticity.models.attention import attend
+from wd_plasticity.models.config import ModelConfig
+
+Params = dict[str, Any]
+
+
+class Attention(nnx.Module):
+  """Causal attention with rotary positions and grouped key/value heads."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    query_size = config.num_heads * config.head_dim
+    key_size = config.num_kv_heads * config.head_dim
+    self.query = layers.Linear(config, config.width, query_size, rngs=rngs)
+    self.key = layers.Linear(config, config.width, key_size, rngs=rngs)
+    self.value = layers.Linear(config, config.width, key_size, rngs=rngs)
+    self.output = layers.Linear(config, query_size, config.width, rngs=rngs, residual_output=True)
+    if config.qk_norm:
+      self.query_norm = layers.RMSNorm(config, query_size)
+      self.key_norm = layers.RMSNorm(config, key_size)
+    self.config = config
+
+  def __call__(self, x_BxLxD, rope, segment_ids_BxL):
+    config = self.config
+    q, k, v = self.query(x_BxLxD), self.key(x_BxLxD), self.value(x_BxLxD)
+    if config.qk_norm:  # over the whole projection, before it is cut into heads
+      q, k = self.query_norm(q), self.key_norm(k)
+    heads = lambda t: t.reshape(*t.shape[:2], -1, config.head_dim)
+    y_BxLxHxK = attend(
+        layers.apply_rope(heads(q), rope), layers.apply_rope(heads(k), rope), heads(v),
+        segment_ids_BxL=segment_ids_BxL, implementation=config.attention)
+    y_BxLxHxK = checkpoint_name(y_BxLxHxK, "attention")
+    return self.output(y_BxLxHxK.reshape(*y_BxLxHxK.shape[:2], -1))
+
+
+class FeedForward(nnx.Module):
+  """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x))."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    self.gate = layers.Linear(config, config.width, config.ffn_width, rngs=rngs)
+    self.up = layers.Linear(config, config.width, config.ffn_width, rngs=rngs)
+    self.down = layers.Linear(config, config.ffn_width, config.width, rngs=rngs,
+                              residual_output=True)
+
+  def __call__(self, x_BxLxD):
+    return self.down(jax.nn.silu(self.gate(x_BxLxD)) * self.up(x_BxLxD))
+
+
+class Block(nnx.Module):
+  """One layer: attention and feed-forward, each added to the residual stream."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    self.attention_norm = layers.RMSNorm(config, config.width)
+    self.attention = Attention(config, rngs=rngs)
+    self.feed_forward_norm = layers.RMSNorm(config, config.width)
+    self.feed_forward = FeedForward(config, rngs=rngs)
+    self.norm_position = config.norm_position
+
+  def __call__(self, x_BxLxD, rope, segment_ids_BxL):
+    if self.norm_position == "pre":
+      x_BxLxD += self.attention(self.attention_norm(x_BxLxD), rope, segment_ids_BxL)
+      return x_BxLxD + self.feed_forward(self.feed_forward_norm(x_BxLxD))
+    x_BxLxD += self.attention_norm(self.attention(x_BxLxD, rope, segment_ids_BxL))
+    return x_BxLxD + self.feed_forward_norm(self.feed_forward(x_BxLxD))
+
+
+class Decoder(nnx.Module):
+  """Embedding, N blocks whose parameters are stacked on a leading axis, final norm, head."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    @nnx.split_rngs(splits=config.num_layers)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def make_blocks(rngs):
+      return Block(config, rngs=rngs)
+
+    self.embed = layers.Embedding(config, rngs=rngs)
+    self.layers = make_blocks(rngs)
+    self.final_norm = layers.RMSNorm(config, config.width)
+    if not config.tied_head:
+      self.head = layers.Linear(config, config.width, config.vocab_size, rngs=rngs)
+    self.config = config
+
+  def __call__(self, tokens_BxL, segment_ids_BxL=None):
+    """The residual stream [B, L, D] after the final norm."""
+    config = self.config
+    rope = layers.rope_tables(tokens_BxL.shape[1], config.head_dim, config.rope_theta)
+    block_graph, stacked = nnx.split(self.layers)
+
+    def run_block(x_BxLxD, block_state):
+      return nnx.merge(block_graph, block_state)(x_BxLxD, rope, segment_ids_BxL), None
+
+    if config.remat != "none":
+      policy = None
+      if config.remat == "dots":
+        policy = jax.checkpoint_policies.save_only_these_names(*layers.SAVED_NAMES)
+      # Inside a loop XLA cannot merge the recomputation back, so it need not be prevented.
+      run_block = jax.checkpoint(run_block, policy=policy, prevent_cse=not config.scan_layers)
+    x_BxLxD = self.embed(tokens_BxL)
+    if config.scan_layers:
+      x_BxLxD, _ = jax.lax.scan(run_block, x_BxLxD, stacked)
+    else:
+      for i in range(config.num_layers):
+        x_BxLxD, _ = run_block(x_BxLxD, jax.tree.map(lambda p: p[i], stacked))
+    return self.final_norm(x_BxLxD)
+
+
+@functools.lru_cache(maxsize=64)
+def _graph(config: ModelConfig) -> nnx.GraphDef:
+  """The static part of a Decoder."""
+  return nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
+  """Initial parameters (distributions: layers.weight_initializer).
+
+  The same key gives the same values whatever the switches that only choose how a layer
+  is computed.
+
+  Args:
+    config: sizes.
+    key: a jax.random key.
+
+  Returns:
+    A nested dict of float32 arrays, named as in docs/architecture.md.
+  """
+  return nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(params=key)), nnx.Param))
+
+
+def hidden_states(params: Params, config: ModelConfig, tokens_BxL: jax.Array,
+                  segment_ids_BxL: jax.Array | None = None) -> jax.Array:
+  """The residual stream after the final norm.
+
+  Args:
+    params: as of `init_params`.
+    config: sizes and switches.
+    tokens_BxL: int token ids below the vocabulary size.
+    segment_ids_BxL: int document ids of packed records; a token attends only to tokens of
+      its own id. None: to all earlier ones.
+
+  Returns:
+    x_BxLxD in the compute dtype.
+  """
+  return nnx.merge(_graph(config), params)(tokens_BxL, segment_ids_BxL)
+
+
+def head_kernel(params: Params, config: ModelConfig) -> jax.Array:
+  """The float32 kernel w_DxV of the output head; with a tied head the embedding's transpose."""
+  return params["embed"]["embedding"].T if config.tied_head else params["head"]["kernel"]
+
+
+def logits(params: Params, config: ModelConfig, tokens_BxL: jax.Array,
+           segment_ids_BxL: jax.Array | None = None) -> jax.Array:
+  """Float32 logits [B, L, V]; training uses `loss.next_token_loss`, which never stores them."""
+  x_BxLxD = hidden_states(params, config, tokens_BxL, segment_ids_BxL)
+  w_DxV = head_kernel(params, config).astype(x_BxLxD.dtype)
+  return jnp.einsum("bld,dv->blv", x_BxLxD, w_DxV, preferred_element_type=jnp.float32)

@@ -1,0 +1,151 @@
+"""Parts of the decoder: products, norms, rotary positions, initialisation.
+
+Parameters are float32 and are cast where they are used; norms and rotary angles are
+computed in float32 whatever the compute dtype.
+"""
+
+import math
+
+from flax import nnx
+import jax
+from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
+
+from wd_plasticity.models.config import ModelConfig
+
+# What `remat="dots"` keeps: names work alike for one member and under vmap, where
+# policies that look at batch dimensions do not.
+SAVED_NAMES = ("matmul", "attention")
+
+
+def _dot(x, w, output_dtype):
+  """Contracts the last axis of x with the first of w, accumulating in float32."""
+  return jax.lax.dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())),
+                             preferred_element_type=output_dtype)
+
+
+@jax.custom_vjp
+def _bfloat16_product(x, w):
+  """Product of bfloat16 inputs whose three products all have float32 outputs.
+
+  XLA on CPU has a fast bfloat16 product only with float32 outputs; one with bfloat16
+  outputs, which plain differentiation would make in the backward pass, is up to a
+  hundred times slower.
+  """
+  return _dot(x, w.astype(jnp.bfloat16), jnp.float32).astype(jnp.bfloat16)
+
+
+def _bfloat16_product_forward(x, w):
+  return _bfloat16_product(x, w), (x, w)
+
+
+def _bfloat16_product_backward(residuals, dy):
+  x, w = residuals
+  x_PxI, dy_PxO = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+  dx = _dot(dy, w.astype(jnp.bfloat16).T, jnp.float32).astype(x.dtype)
+  dw = _dot(x_PxI.T, dy_PxO, jnp.float32).astype(w.dtype)
+  return dx, dw
+
+
+_bfloat16_product.defvjp(_bfloat16_product_forward, _bfloat16_product_backward)
+
+
+def matmul(x: jax.Array, w: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  """x[..., I] @ w[I, O] in `dtype`; every product with weights in the decoder is this one.
+
+  Args:
+    x: activations [..., I].
+    w: float32 weights [I, O], cast here.
+    dtype: of the inputs of the product and of the result.
+
+  Returns:
+    [..., O] in `dtype`, accumulated in float32.
+  """
+  if dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+    y = _bfloat16_product(x.astype(dtype), w)
+  else:
+    y = _dot(x.astype(dtype), w.astype(dtype), dtype)
+  return checkpoint_name(y, "matmul")
+
+
+def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
+  """x / rms(x) * scale over the last axis, in float32; returns x's dtype."""
+  x32 = x.astype(jnp.float32)
+  inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+  return (x32 * inverse_rms * scale_D).astype(x.dtype)
+
+
+def rope_tables(length: int, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+  """Cosines and sines [L, K/2] in float32 of positions 0..L-1 (Su et al. 2021, eq. 15).
+
+  Positions run through a packed record: attention within a document sees only
+  differences of positions.
+  """
+  frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+  angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rope(x_BxLxHxK: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+  """Turns the pairs (i, i + K/2) by their position, the half-split layout of transformers."""
+  cos, sin = (table[:, None, :] for table in tables)
+  first, second = jnp.split(x_BxLxHxK.astype(jnp.float32), 2, axis=-1)
+  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+  return turned.astype(x_BxLxHxK.dtype)
+
+
+def weight_initializer(config: ModelConfig, residual_output: bool = False):
+  """The initial distribution of a weight matrix; norm scales begin at 1.
+
+  | init      | all matrices, embedding and head         | attention/output, feed_forward/down |
+  |-----------|------------------------------------------|-------------------------------------|
+  | scaled    | normal, std sqrt(2 / (5 D))              | normal, std 1 / (sqrt(D) N)         |
+  | truncated | normal, std 0.02, cut at 3 sigma (0.06)  | the same                            |
+
+  `scaled` is what the Llama-2 models of arXiv 2602.11137 used (GPT-NeoX's small
+  initialisation, Nguyen and Salazar 2019, with Wang's residual outputs); `truncated` is
+  OLMo-2's. The std of `truncated` is that of the normal before it is cut.
+  """
+  if config.init == "truncated":
+    # jax's own initializer rescales to the std after the cut; this one does not.
+    return lambda key, shape: 0.02 * jax.random.truncated_normal(key, -3.0, 3.0, shape)
+  std = math.sqrt(2 / (5 * config.width))
+  if residual_output:
+    std = 1 / (math.sqrt(config.width) * config.num_layers)
+  return nnx.initializers.normal(std)
+
+
+class Linear(nnx.Module):
+  """A product with a `kernel` [I, O], without bias."""
+
+  def __init__(self, config: ModelConfig, inputs: int, outputs: int, *, rngs: nnx.Rngs,
+               residual_output: bool = False):
+    self.kernel = nnx.Param(
+        weight_initializer(config, residual_output)(rngs.params(), (inputs, outputs)))
+    self.dtype = jnp.dtype(config.compute_dtype)
+
+  def __call__(self, x):
+    return matmul(x, self.kernel[...], self.dtype)
+
+
+class RMSNorm(nnx.Module):
+  """RMSNorm with a `scale` over the last axis."""
+
+  def __init__(self, config: ModelConfig, size: int):
+    self.scale = nnx.Param(jnp.ones(size, jnp.float32))
+    self.eps = config.norm_eps
+
+  def __call__(self, x):
+    return rms_norm(x, self.scale[...], self.eps)
+
+
+class Embedding(nnx.Module):
+  """Rows of `embedding` [V, D]; a token outside the vocabulary gives NaN, not another row."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    self.embedding = nnx.Param(
+        weight_initializer(config)(rngs.params(), (config.vocab_size, config.width)))
+    self.dtype = jnp.dtype(config.compute_dtype)
+
+  def __call__(self, tokens_BxL):
+    return jnp.take(self.embedding[...], tokens_BxL, axis=0, mode="fill").astype(self.dtype)
