@@ -101,7 +101,10 @@ def default_config() -> ConfigDict:
   c.sweep = ConfigDict(dict(
       members_at_once=0,  # members in one compiled program; 0: measured
   ))
-  c.mesh = ConfigDict(dict(sweep=1, data=-1, fsdp=1, tensor=1))  # -1: what is left
+  c.mesh = ConfigDict(dict(
+      sweep=1, data=-1, fsdp=1, tensor=1,  # -1: the devices that are left
+      cpu_devices=0,  # on a CPU: devices it is shown as; 0: one
+  ))
   c.checkpoint = ConfigDict(dict(
       every="20%",
       keep_latest=1,  # newest checkpoints kept for resuming

@@ -57,18 +57,19 @@ class Program:
     self.state_sharding = self._place(stacked)
     per_member = self._place(P("sweep"))
     batch = self._place(mesh_lib.BATCH)
+    replicated = self._place(P())  # every process reads the metrics of every member
     self.init = jax.jit(
         lambda seeds: jax.vmap(lambda s: _init_member(model, optimizer, jax.random.key(s)))(seeds),
         out_shardings=self.state_sharding)
     self.train_step = jax.jit(
         self._over_members(self._train_member, (0, 0, 0)), donate_argnums=0,
         in_shardings=(self.state_sharding, per_member, batch),
-        out_shardings=(self.state_sharding, per_member))
+        out_shardings=(self.state_sharding, replicated))
     self.eval_step = jax.jit(
         self._over_members(self._eval_member, (0, None, None)),
         in_shardings=(self.state_sharding["params"], self._place(P(("data", "fsdp"))),
                       self._place(P(("data", "fsdp")))),
-        out_shardings=per_member)
+        out_shardings=replicated)
     self._slice = jax.jit(lambda state, m: jax.tree.map(lambda x: x[m], state),
                           out_shardings=self._one)
     self._stack = jax.jit(lambda *members: jax.tree.map(lambda *x: jnp.stack(x), *members),

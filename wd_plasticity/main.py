@@ -1,0 +1,104 @@
+"""Pretrains the members of a sweep and stores their checkpoints.
+
+  python -m wd_plasticity.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+Any field of the config can be set: --config.optim.weight_decay=0.3. The same command
+again goes on where the last one stopped.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from wd_plasticity import cli
+from wd_plasticity import members as members_lib
+from wd_plasticity.data.prepare import prepare
+from wd_plasticity.errors import UserError
+from wd_plasticity.members import Member
+from wd_plasticity.plan import describe, describe_members, make_plan
+from wd_plasticity.training import distributed, run_record, summary, sweep
+from wd_plasticity.training.loop import StopSignal
+
+_CONFIG = cli.define_config_flag()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; nothing is written outside.")
+_SWEEP_INDEX = flags.DEFINE_integer(
+    "sweep_index", None, "Run only this member of the sweep, counted from 0.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be run, and run nothing.")
+
+
+def main(argv: Sequence[str]):
+  del argv
+  if _CONFIG.value is None:
+    raise UserError("--config=FILE is missing; --config=configs/quickstart.py is a first one.")
+  if _WORKDIR.value is None and not _DRY_RUN.value:
+    raise UserError("--workdir=FOLDER is missing; checkpoints and metrics are written there.")
+  config = _CONFIG.value
+  filename, overrides = cli.config_source(_CONFIG)
+  members = members_lib.expand(config, cli.load_sweep(filename), tuple(overrides))
+  members = _selected(members, _SWEEP_INDEX.value)
+  _show_cpu_devices(config)
+  line = distributed.initialise(config.distributed)
+  groups = members_lib.stackable(members)
+  plans = [[make_plan(m.config, jax.device_count(), config.sweep.members_at_once or 1)
+            for m in group] for group in groups]
+  if _DRY_RUN.value:
+    print(line)
+    for group, group_plans in zip(groups, plans, strict=True):
+      print(describe(group[0], group_plans[0]))
+      print(describe_members(group, group_plans))
+    return
+  print(line, flush=True)
+  _run(groups, plans, pathlib.Path(_WORKDIR.value))
+
+
+def _run(groups: list[list[Member]], plans: list, workdir: pathlib.Path):
+  stop = StopSignal()
+  stop.install()
+  run_record.open_workdir(workdir)
+  jobs = []
+  for members, group_plans in zip(groups, plans, strict=True):
+    prepared = _prepare(members[0].config, workdir)
+    sweep.check_tokenizer(group_plans[0], prepared)
+    for member in members:
+      run_record.check_member(workdir / "members" / member.name, members_lib.as_dict(member.config),
+                              tokenizer_fingerprint=prepared.tokenizer_fingerprint,
+                              data_fingerprint=prepared.fingerprint)
+    jobs.append((members, group_plans, prepared))
+  if distributed.is_first():
+    print(describe(groups[0][0], plans[0][0]), flush=True)
+  sweep.train(jobs, workdir, stop)
+  if distributed.is_first():
+    summary.write_summary(workdir)
+  distributed.barrier("end of the run")
+
+
+def _prepare(config: ConfigDict, workdir: pathlib.Path):
+  """Prepared data; the first process makes them, the others then find them in the cache."""
+  cache = pathlib.Path(config.data.cache_dir or workdir / "cache")
+  report = print if distributed.is_first() else lambda line: None
+  if distributed.is_first():
+    prepared = prepare(config.data, cache, report)
+  distributed.barrier("data are prepared")
+  return prepared if distributed.is_first() else prepare(config.data, cache, report)
+
+
+def _selected(members: list[Member], index: int | None) -> list[Member]:
+  if index is None:
+    return members
+  if not 0 <= index < len(members):
+    raise UserError(f"--sweep_index={index} is not one of the {len(members)} members, 0 to "
+                    f"{len(members) - 1}; --dry_run lists them.")
+  return [members[index]]
+
+
+def _show_cpu_devices(config: ConfigDict):
+  """Lets the CPU be seen as several devices, before JAX looks at its devices."""
+  if config.mesh.cpu_devices:
+    jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
+
+
+if __name__ == "__main__":
+  cli.run(main)

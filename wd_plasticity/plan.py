@@ -1,0 +1,232 @@
+"""Everything derived from a configuration before a run, and what cannot be run.
+
+`make_plan` refuses impossible combinations before anything is compiled; `describe`
+is what `--dry_run` prints.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from wd_plasticity.config import parse_length
+from wd_plasticity.data import tokenizers
+from wd_plasticity.errors import UserError
+from wd_plasticity.members import Member
+from wd_plasticity.models import decoder, flops
+from wd_plasticity.models.config import ModelConfig
+from wd_plasticity.optim import adamw, groups, schedules
+from wd_plasticity.training import mesh as mesh_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """The numbers of one member.
+
+  Attributes:
+    tokens: seen in training; steps * tokens_per_step, not below what was asked for.
+    flops: of the whole training, forward and backward, without recomputation
+      (convention in models/flops.py).
+    memory_bytes: estimate per device while training, by part.
+    groups: parameter name -> decay group.
+    decays: weight decay of each of `optimizer.group_names`, f32 [P].
+    timescale: 1/(lr wd) at the peak, in steps, tokens and as a fraction of the run; None
+      without decay or for coupled L2.
+  """
+  model: ModelConfig
+  optimizer: adamw.Optimizer
+  parameters: dict
+  steps: int
+  tokens_per_step: int
+  tokens: int
+  flops: float
+  memory_bytes: dict
+  groups: dict
+  decays: np.ndarray
+  timescale: dict | None
+  log_every: int
+  eval_every: int
+  checkpoint_every: int
+  keep_steps: tuple
+
+
+def make_plan(config: ConfigDict, num_devices: int, members_at_once: int = 1) -> Plan:
+  """Derives the plan of a member, or raises a UserError that says what cannot be."""
+  _check_fields(config)
+  vocab_size = config.model.vocab_size
+  smallest = tokenizers.nominal_vocab_size(config.data.tokenizer)
+  if not vocab_size:
+    vocab_size = smallest
+  elif vocab_size < smallest:
+    raise UserError(f"model.vocab_size={vocab_size} is below the {smallest} tokens of the "
+                    "tokenizer; use 0 to take the tokenizer's.")
+  model = ModelConfig.from_section(config.model, vocab_size)
+  mesh = _check_mesh(config, model, num_devices)
+  parameters = flops.count_parameters(model)
+  tokens_per_step = config.train.global_batch_size * config.data.sequence_length
+  steps = config.train.steps
+  if not steps:
+    if config.train.tokens_per_parameter <= 0:
+      raise UserError("either train.steps or train.tokens_per_parameter must be positive.")
+    steps = math.ceil(config.train.tokens_per_parameter * parameters["total"] / tokens_per_step)
+  def length(field, section, name):
+    return max(1, parse_length(section[name], steps, tokens_per_step, field))
+  shapes = jax.eval_shape(lambda: decoder.init_params(model, jax.random.key(0)))
+  mesh_lib.check_parameters(shapes, mesh)
+  group_of = groups.assign_groups(shapes, config.optim.decay.rules)
+  multipliers = groups.decay_multipliers(config.optim.decay, group_of)
+  optimizer = _optimizer(config, group_of, steps, tokens_per_step)
+  return Plan(
+      model=model, optimizer=optimizer, parameters=parameters, steps=steps,
+      tokens_per_step=tokens_per_step, tokens=steps * tokens_per_step,
+      flops=flops.train_flops_per_token(model, config.data.sequence_length)
+      * steps * tokens_per_step,
+      memory_bytes=_memory(config, model, parameters["total"], mesh, members_at_once),
+      groups=group_of,
+      decays=np.array([config.optim.weight_decay * multipliers[g] for g in optimizer.group_names],
+                      np.float32),
+      timescale=adamw.timescale(config.optim.learning_rate, config.optim.weight_decay,
+                                config.optim.decay.convention, steps, tokens_per_step),
+      log_every=length("train.log_every", config.train, "log_every"),
+      eval_every=length("train.eval_every", config.train, "eval_every"),
+      checkpoint_every=length("checkpoint.every", config.checkpoint, "every"),
+      keep_steps=tuple(max(1, round(f * steps)) for f in config.checkpoint.keep_at))
+
+
+def _optimizer(config, group_of, steps, tokens_per_step):
+  o = config.optim
+  def schedule(section, field):
+    return schedules.make_schedule(section, steps, tokens_per_step, field)
+  return adamw.make_optimizer(
+      group_of, beta1=o.beta1, beta2=o.beta2, eps=o.eps, clip_norm=o.clip_norm,
+      convention=o.decay.convention,
+      learning_rate_schedule=schedule(o.schedule, "optim.schedule"),
+      decay_schedule=schedule(o.decay.schedule, "optim.decay.schedule"))
+
+
+def _check_fields(config: ConfigDict):
+  o, t, d = config.optim, config.train, config.data
+  def need(ok, field, value, what):
+    if not ok:
+      raise UserError(f"{field}={value} must be {what}.")
+  need(o.weight_decay >= 0 and math.isfinite(o.weight_decay), "optim.weight_decay",
+       o.weight_decay, "zero or positive")
+  need(o.learning_rate > 0 and math.isfinite(o.learning_rate), "optim.learning_rate",
+       o.learning_rate, "positive")
+  for name in ("beta1", "beta2"):
+    need(0 <= o[name] < 1, f"optim.{name}", o[name], "at least 0 and below 1")
+  need(o.eps > 0, "optim.eps", o.eps, "positive")
+  need(o.clip_norm >= 0, "optim.clip_norm", o.clip_norm, "positive, or 0 for no clipping")
+  need(t.steps >= 0, "train.steps", t.steps, "positive, or 0 to derive it")
+  need(t.z_loss >= 0, "train.z_loss", t.z_loss, "zero or positive")
+  for name in ("global_batch_size", "accumulate_steps", "eval_sequences"):
+    need(t[name] > 0, f"train.{name}", t[name], "positive")
+  need(d.sequence_length > 0, "data.sequence_length", d.sequence_length, "positive")
+  for name in ("validation_fraction", "train_subset_fraction"):
+    need(0 < d[name] < 1, f"data.{name}", d[name], "between 0 and 1")
+  need(config.seed >= 0, "seed", config.seed, "zero or positive")
+  need(config.checkpoint.keep_latest >= 1, "checkpoint.keep_latest",
+       config.checkpoint.keep_latest, "at least 1")
+  for f in config.checkpoint.keep_at:
+    need(0 < f <= 1, "checkpoint.keep_at", f, "fractions of training, above 0 and at most 1")
+  need(config.sweep.members_at_once >= 0, "sweep.members_at_once", config.sweep.members_at_once,
+       "positive, or 0 to measure it")
+
+
+def _check_mesh(config, model: ModelConfig, num_devices: int) -> dict[str, int]:
+  sizes = mesh_lib.axis_sizes(config.mesh, num_devices)
+  batch, accumulate = config.train.global_batch_size, config.train.accumulate_steps
+  if batch % accumulate:
+    raise UserError(f"train.accumulate_steps={accumulate} does not divide "
+                    f"train.global_batch_size={batch}.")
+  shares = sizes["data"] * sizes["fsdp"]
+  if (batch // accumulate) % shares:
+    raise UserError(
+        f"each micro-batch of {batch // accumulate} sequences (train.global_batch_size={batch}, "
+        f"train.accumulate_steps={accumulate}) is split over mesh.data * mesh.fsdp = {shares} "
+        "devices, which must divide it.")
+  for name in ("num_heads", "num_kv_heads"):
+    if getattr(model, name) % sizes["tensor"]:
+      raise UserError(f"mesh.tensor={sizes['tensor']} does not divide "
+                      f"model.{name}={getattr(model, name)}.")
+  return sizes
+
+
+def _memory(config, model: ModelConfig, parameters: int, mesh: dict, members_at_once: int) -> dict:
+  """Bytes per device, an estimate: what is stored exactly, activations by the usual count."""
+  members = max(1, -(-members_at_once // mesh["sweep"]))
+  shard = mesh["fsdp"] * mesh["tensor"]
+  rows = config.train.global_batch_size / config.train.accumulate_steps
+  tokens = rows / (mesh["data"] * mesh["fsdp"]) * config.data.sequence_length
+  width = 2 if model.compute_dtype == "bfloat16" else 4
+  heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+  per_layer = (6 * model.width + heads + 3 * model.ffn_width) * width
+  if model.remat != "none":
+    per_layer = (model.width + (heads + 2 * model.ffn_width if model.remat == "dots" else 0)) * width
+  tile = config.train.loss_tile_tokens or 1024
+  return {
+      "parameters": members * parameters * 4 // shard,
+      "optimizer": members * parameters * 8 // shard,
+      "gradients": members * parameters * 4 // shard,
+      "activations": int(members * tokens * per_layer * model.num_layers / mesh["tensor"]),
+      "logits": int(members * min(tile, tokens) * model.vocab_size * 4 * 2 / mesh["tensor"]),
+  }
+
+
+def describe(member: Member, plan: Plan) -> str:
+  """What would be run for one member, for people."""
+  m, p, config = plan.model, plan.parameters, member.config
+  lines = [
+      f"member {member.name}",
+      f"  model      {p['total']:,} parameters, all counted for tokens per parameter "
+      f"({p['non_embedding']:,} outside the embedding and the head); {m.num_layers} layers, "
+      f"width {m.width}, {m.num_heads}/{m.num_kv_heads} heads of {m.head_dim}, "
+      f"feed-forward {m.ffn_width}, vocabulary {m.vocab_size}",
+      f"  training   {plan.steps:,} steps x {plan.tokens_per_step:,} tokens = {plan.tokens:,} "
+      f"tokens ({plan.tokens / p['total']:.1f} per parameter), {plan.flops:.3g} FLOPs",
+      f"  memory     {_bytes(sum(plan.memory_bytes.values()))} per device, estimated ("
+      + ", ".join(f"{k} {_bytes(v)}" for k, v in plan.memory_bytes.items()) + ")",
+      f"  optimizer  learning rate {config.optim.learning_rate:g} ({config.optim.schedule.name}), "
+      f"weight decay {config.optim.weight_decay:g} ({config.optim.decay.convention}, "
+      f"{config.optim.decay.preset})",
+      "  timescale  " + _timescale(plan),
+      "  decay table",
+  ]
+  shapes = jax.eval_shape(lambda: decoder.init_params(m, jax.random.key(0)))
+  decay = dict(zip(plan.optimizer.group_names, plan.decays.tolist(), strict=True))
+  for name, leaf in mesh_lib.flat_names(shapes).items():
+    group = plan.groups[name]
+    lines.append(f"    {name:38s} {str(tuple(leaf.shape)):22s} {group:13s} {decay[group]:g}")
+  return "\n".join(lines)
+
+
+def describe_members(members: Sequence[Member], plans: Sequence[Plan]) -> str:
+  """A line per member: what differs between members that share one program."""
+  lines = [f"{len(members)} member(s)",
+           f"  {'index  name':30s} {'learning rate':>13s} {'weight decay':>12s} {'seed':>5s}  timescale"]
+  for i, (member, plan) in enumerate(zip(members, plans, strict=True)):
+    o = member.config.optim
+    lines.append(f"  {i:5d}  {member.name:23s} {o.learning_rate:13g} {o.weight_decay:12g} "
+                 f"{member.config.seed:5d}  {_timescale(plan)}")
+  total = sum(p.flops for p in plans)
+  lines.append(f"in all {sum(p.tokens for p in plans):,} tokens and {total:.3g} FLOPs")
+  return "\n".join(lines)
+
+
+def _timescale(plan: Plan) -> str:
+  if plan.timescale is None:
+    return "none (no decay, or a convention without one)"
+  t = plan.timescale
+  return (f"1/(lr*wd) = {t['steps']:,.0f} steps = {t['tokens']:,.0f} tokens = "
+          f"{t['fraction']:.2f} of the run")
+
+
+def _bytes(n: float) -> str:
+  for unit in ("B", "KiB", "MiB", "GiB"):
+    if n < 1024:
+      return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+    n /= 1024
+  return f"{n:.1f} TiB"
