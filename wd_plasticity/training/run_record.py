@@ -1,0 +1,153 @@
+"""What a work directory says about its run, and the refusal to mix two runs in one.
+
+`members/<name>/config.json` is written at the first start of a member and compared
+at every later one, so a sweep may grow; `versions.json` says what software and
+devices ran it.
+"""
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+import wd_plasticity
+from wd_plasticity.config import default_config
+from wd_plasticity.errors import UserError
+
+# Fields that change how a run is executed or reported, not what it computes.
+FREE_FIELDS = ("log.", "checkpoint.", "mesh.", "distributed.", "sweep.", "data.num_workers",
+               "data.cache_dir", "train.log_every")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def open_workdir(workdir: str | os.PathLike) -> None:
+  """Makes the work directory and writes its `versions.json`, in process 0.
+
+  Raises:
+    UserError: the directory cannot be made or written to.
+  """
+  if jax.process_index() != 0:
+    return
+  try:
+    _write_versions(Path(workdir) / "versions.json")
+  except (PermissionError, FileExistsError, NotADirectoryError) as e:
+    raise UserError(f"--workdir={workdir} cannot be written to ({os.strerror(e.errno)}); give "
+                    "a folder that can.") from e
+
+
+def check_member(directory: str | os.PathLike, config: ConfigDict | Mapping, *,
+                 tokenizer_fingerprint: str, data_fingerprint: str) -> None:
+  """Refuses to go on with another run than the one this member was started with.
+
+  At the first start process 0 writes `<directory>/config.json`.
+
+  Args:
+    directory: `<workdir>/members/<name>`.
+    config: the whole configuration of the member.
+    tokenizer_fingerprint, data_fingerprint: of the prepared data.
+
+  Raises:
+    UserError: naming what differs (up to three fields) and what to do.
+  """
+  path = Path(directory) / "config.json"
+  now = {"config": as_json(config), "tokenizer_fingerprint": tokenizer_fingerprint,
+         "data_fingerprint": data_fingerprint}
+  try:
+    before = json.loads(path.read_text(encoding="utf-8"))
+    changed = changed_fields(before["config"], now["config"])
+    fingerprints = [(what, before[f"{what}_fingerprint"], now[f"{what}_fingerprint"])
+                    for what in ("tokenizer", "data")]
+  except FileNotFoundError:
+    if jax.process_index() == 0:
+      write_json(path, now)
+    return
+  except (ValueError, KeyError, TypeError, AttributeError) as e:
+    raise UserError(f"{path} is not the record of a member; restore that file or give another "
+                    "--workdir.") from e
+  if changed:
+    shown = ", ".join(f"{name} was {json.dumps(a)} and is now {json.dumps(b)}"
+                      for name, a, b in changed[:3])
+    more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
+    raise UserError(f"{directory} was started with another configuration: {shown}{more}; "
+                    "undo the change or give another --workdir.")
+  for what, a, b in fingerprints:
+    if a != b:
+      raise UserError(f"{directory} was started with another {what} (fingerprint {a}, now {b}) "
+                      "although the configuration is the same, so the files it names have "
+                      "changed; bring the old ones back or give another --workdir.")
+
+
+def changed_fields(old: Mapping, new: Mapping) -> list[tuple[str, Any, Any]]:
+  """(dotted name, old value, new value) of the fields that decide what a run computes.
+
+  A field that `old` does not have, because it was written before the field existed,
+  counts as having had its default.
+  """
+  before = flatten(as_json(default_config())) | flatten(as_json(old))
+  after = flatten(as_json(new))
+  names = [n for n in before | after if not n.startswith(FREE_FIELDS)]
+  return [(n, before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)]
+
+
+def versions() -> dict[str, str]:
+  """Software and devices of this process."""
+  return {"wd_plasticity": wd_plasticity.__version__, "python": platform.python_version(),
+          **{name: metadata.version(name) for name in PACKAGES},
+          "platform": jax.default_backend(), "device_kind": jax.devices()[0].device_kind,
+          "device_count": str(jax.device_count())}
+
+
+def _write_versions(path: Path) -> None:
+  """Writes this start's versions; those it replaces stay under `earlier`."""
+  now = versions()
+  try:
+    before = json.loads(path.read_text(encoding="utf-8"))
+    earlier = before.pop("earlier", [])
+  except (FileNotFoundError, ValueError):
+    before, earlier = now, []
+  if before != now:
+    earlier.append(before)
+  write_json(path, {**now, "earlier": earlier})
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+  """Writes JSON so that a reader sees the old file or the new one, never a part."""
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+  try:
+    with os.fdopen(handle, "w", encoding="utf-8") as f:
+      json.dump(as_json(value), f, indent=2)
+      f.write("\n")
+      f.flush()
+      os.fsync(f.fileno())
+    os.chmod(temporary, 0o644)  # mkstemp gives 0600
+    os.replace(temporary, path)
+  except BaseException:
+    os.unlink(temporary)
+    raise
+
+
+def as_json(value: Any) -> Any:
+  """The value with JSON's types: dicts, lists (also for tuples), numbers, strings, None."""
+  if isinstance(value, ConfigDict):
+    value = value.to_dict()
+  return json.loads(json.dumps(value))
+
+
+def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
+  """{'optim.decay.preset': 'all', ...} of nested dicts."""
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f"{prefix}{key}.")
+    else:
+      flat[f"{prefix}{key}"] = value
+  return flat
