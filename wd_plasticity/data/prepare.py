@@ -1,0 +1,288 @@
+"""Prepares a data set: documents to fixed-length records of token ids, cached by content.
+
+    python -m wd_plasticity.data.prepare --config=configs/x.py --cache_dir=/data/cache
+
+prepares ahead what a training run prepares by itself when it starts.
+
+The documents of a split are joined, each followed by the end of sequence (there is
+no beginning of sequence), and cut into records of `sequence_length + 1` tokens;
+neighbouring records share no token. What is left at the end of a split is dropped.
+
+    <cache_dir>/<fingerprint>/   train.npy train_subset.npy validation.npy   [n, L+1]
+                                 tokenizer/ stats.json
+    <cache_dir>/source_hashes.json   hashes of source files, to start faster
+
+The fingerprint covers the content of every source file, the tokenizer and all fields
+that change the result, so a changed source is prepared anew.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+import time
+
+from absl import app
+from absl import flags
+import filelock
+from ml_collections import config_flags
+import numpy as np
+
+from wd_plasticity import errors
+from wd_plasticity.data import documents
+from wd_plasticity.data import records as records_lib
+from wd_plasticity.data import sources
+from wd_plasticity.data import tokenizers
+from wd_plasticity.errors import UserError
+
+FORMAT = 1  # raised when the same input would be prepared differently
+_BATCH_CHARACTERS = 4_000_000  # of text that is tokenised at once
+_REPORT_SECONDS = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """A prepared data set, opened.
+
+  Attributes:
+    directory: where it lies.
+    fingerprint: sha256 of everything that it was made from.
+    tokenizer: its tokenizer.
+    records: memory-mapped [n, L+1] of each split: train, train_subset, validation. The
+      three share no document.
+    training_records: train and train_subset as one, what a model is trained on.
+    stats: documents, bytes, tokens and records of each split, what was dropped, and
+      bytes_per_token and tokens_per_document.
+  """
+
+  directory: str
+  fingerprint: str
+  tokenizer: tokenizers.Tokenizer
+  records: dict[str, np.ndarray]
+  training_records: records_lib.JoinedRecords
+  stats: dict
+
+  @property
+  def tokenizer_fingerprint(self) -> str:
+    return self.tokenizer.fingerprint
+
+
+def prepare(data, cache_dir: str, report: Callable[[str], None] = print) -> Prepared:
+  """Opens the prepared data of a configuration, and prepares them first if need be.
+
+  Args:
+    data: the `data` section of a configuration.
+    cache_dir: folder of prepared data, shared by runs and processes.
+    report: called with lines of progress.
+
+  Raises:
+    UserError: for a wrong field, unreadable sources, too little data or disk space.
+  """
+  _check(data)
+  cache_dir = os.path.abspath(os.path.expanduser(cache_dir))
+  os.makedirs(cache_dir, exist_ok=True)
+  train = sources.open_source(data.source, data.train, data.text_field, "data.train")
+  validation = None
+  if data.validation:
+    validation = sources.open_source(
+        data.source, data.validation, data.text_field, "data.validation")
+  hashes = records_lib.FileHashes(os.path.join(cache_dir, "source_hashes.json"))
+  fingerprint = _fingerprint(data, train, validation, hashes)
+  hashes.save()
+  directory = os.path.join(cache_dir, fingerprint[:32])
+  prepared = _open(directory, fingerprint)
+  if prepared is not None:
+    return prepared
+  lock = filelock.FileLock(directory + ".lock")
+  try:
+    lock.acquire(timeout=1)
+  except filelock.Timeout:
+    report(f"data: another process prepares {directory}; waiting for it")
+    lock.acquire()
+  try:
+    prepared = _open(directory, fingerprint)  # another process may have been first
+    if prepared is None:
+      _write(data, train, validation, fingerprint, directory, report)
+      if _fingerprint(data, train, validation, hashes) != fingerprint:
+        shutil.rmtree(directory)
+        raise UserError("a source file changed while it was read; run the same command again "
+                        "once it is complete.")
+      prepared = _open(directory, fingerprint)
+  finally:
+    lock.release()
+  return prepared
+
+
+def _check(data) -> None:
+  for name in ("validation_fraction", "train_subset_fraction"):
+    if not 0 < data[name] < 1:
+      raise UserError(f"data.{name}={data[name]} must lie between 0 and 1.")
+  if data.sequence_length < 1:
+    raise UserError(f"data.sequence_length={data.sequence_length} must be at least 1.")
+  if data.max_documents < 0:
+    raise UserError(f"data.max_documents={data.max_documents} must be 0 (all) or more.")
+  if data.source == "embedded" and data.validation:
+    raise UserError("data.validation needs data.source='files' or 'tfds'; the embedded corpus "
+                    "holds out data.validation_fraction of its documents.")
+  documents.compile_strip(data.strip)
+  tokenizers.files(data.tokenizer.kind, data.tokenizer.path)
+
+
+def _fingerprint(data, train, validation, hashes: records_lib.FileHashes) -> str:
+  def content(source):
+    return source and [[label, hashes(path)] for label, path in source.files]
+
+  section = data.tokenizer
+  return records_lib.combined_hash([
+      FORMAT, data.source, content(train), content(validation), data.strip,
+      data.text_field if data.source != "embedded" else "",
+      data.validation_fraction if validation is None else 0.0,
+      data.train_subset_fraction, data.max_documents, data.sequence_length, section.kind,
+      section.vocab_size if section.kind == "bpe" else 0,
+      [hashes(path) for path in tokenizers.files(section.kind, section.path)],
+  ])
+
+
+def _open(directory: str, fingerprint: str) -> Prepared | None:
+  """The finished data set in `directory`; None when there is none."""
+  try:
+    with open(os.path.join(directory, "stats.json"), encoding="utf-8") as f:
+      stats = json.load(f)
+    records = {split: np.load(os.path.join(directory, f"{split}.npy"), mmap_mode="r",
+                              allow_pickle=False) for split in documents.SPLITS}
+  except (FileNotFoundError, ValueError):
+    return None  # numpy raises ValueError for a damaged file
+  if stats["fingerprint"] != fingerprint or any(
+      len(records[s]) != stats["splits"][s]["records"] for s in documents.SPLITS):
+    return None
+  return Prepared(
+      directory=directory, fingerprint=fingerprint,
+      tokenizer=tokenizers.load(os.path.join(directory, "tokenizer")), records=records,
+      training_records=records_lib.JoinedRecords([records["train"], records["train_subset"]]),
+      stats=stats)
+
+
+def _write(data, train, validation, fingerprint, directory, report) -> None:
+  """Prepares into a temporary folder and renames it to `directory` when it is complete."""
+  start = time.monotonic()
+  text_bytes = sum(s.text_bytes() for s in (train, validation) if s is not None)
+  report(f"data: preparing {data.source} data, about {text_bytes / 1e6:.0f} MB of text")
+  parent, name = os.path.split(directory)
+  for entry in os.listdir(parent):  # we hold the lock: what is left is of a dead process
+    if entry.startswith(f"{name}.tmp-") or entry == name:
+      shutil.rmtree(os.path.join(parent, entry))
+  temporary = tempfile.mkdtemp(prefix=f"{name}.tmp-", dir=parent)
+  try:
+    stream = documents.DocumentStream(
+        train.documents, validation and validation.documents,
+        strip=data.strip, validation_fraction=data.validation_fraction,
+        train_subset_fraction=data.train_subset_fraction, max_documents=data.max_documents)
+    section = data.tokenizer
+    if section.kind == "bpe":
+      report(f"data: training a tokenizer of {section.vocab_size} ids")
+    texts = (text for split, text in documents.in_background(stream, 64) if split != "validation")
+    tokenizer = tokenizers.make(section.kind, section.path, section.vocab_size, texts)
+    tokenizer.save(os.path.join(temporary, "tokenizer"))
+    _require_space(parent, text_bytes, tokenizer)
+    stats = _write_records(stream, tokenizer, data.sequence_length, temporary, report)
+    _require_records(stats, data)
+    stats.update(fingerprint=fingerprint, tokenizer_fingerprint=tokenizer.fingerprint,
+                 seconds=round(time.monotonic() - start, 1))
+    records_lib.write_json(os.path.join(temporary, "stats.json"), stats)
+    os.rename(temporary, directory)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+  report(f"data: {stats['tokens'] / 1e6:.2f} M tokens, {stats['bytes_per_token']:.2f} bytes each, "
+         f"of {stats['documents']} documents in {stats['seconds']} s; dropped "
+         f"{stats['dropped']['duplicates']} duplicates")
+
+
+def _require_space(folder: str, text_bytes: int, tokenizer: tokenizers.Tokenizer) -> None:
+  bytes_per_token = 1.0 if tokenizer.vocab_size <= 257 else 2.5  # less than any text we met
+  needed = text_bytes / bytes_per_token * records_lib.smallest_dtype(tokenizer.vocab_size).itemsize
+  free = shutil.disk_usage(folder).free
+  if needed > free:
+    raise UserError(f"the prepared data need about {needed / 1e9:.1f} GB in {folder}, which has "
+                    f"{free / 1e9:.1f} GB free; free some or set data.cache_dir to another disk.")
+
+
+def _write_records(stream, tokenizer, sequence_length, folder, report) -> dict:
+  dtype = records_lib.smallest_dtype(tokenizer.vocab_size)
+  writers = {split: records_lib.RecordWriter(os.path.join(folder, f"{split}.npy"),
+                                             sequence_length + 1, dtype)
+             for split in documents.SPLITS}
+  splits = {split: dict(documents=0, bytes=0, tokens=0) for split in documents.SPLITS}
+  start = reported = time.monotonic()
+  try:
+    batches = documents.in_batches(stream, _BATCH_CHARACTERS)
+    for batch in documents.in_background(batches, 2):
+      ids_of = tokenizer.encode_batch([text for _, text in batch])
+      for (split, text), ids in zip(batch, ids_of, strict=True):
+        writers[split].add(np.append(ids, tokenizer.eos_id))
+        counts = splits[split]
+        counts["documents"] += 1
+        counts["bytes"] += len(text.encode("utf-8"))
+        counts["tokens"] += len(ids) + 1
+      now = time.monotonic()
+      if now - reported > _REPORT_SECONDS:
+        reported = now
+        report("data: " + _progress(splits, now - start))
+    for split, writer in writers.items():
+      splits[split]["records"], splits[split]["tokens_dropped"] = writer.close()
+  finally:
+    for writer in writers.values():
+      writer.abort()
+  for counts in splits.values():
+    counts["bytes_per_token"] = counts["bytes"] / max(counts["tokens"], 1)
+  total = {k: sum(c[k] for c in splits.values()) for k in ("documents", "bytes", "tokens")}
+  return dict(
+      total, splits=splits, dropped=dict(stream.counts),
+      bytes_per_token=total["bytes"] / max(total["tokens"], 1),
+      tokens_per_document=total["tokens"] / max(total["documents"], 1))
+
+
+def _progress(splits: dict, seconds: float) -> str:
+  num_bytes = sum(c["bytes"] for c in splits.values())
+  return (f"{sum(c['documents'] for c in splits.values())} documents, {num_bytes / 1e6:.0f} MB, "
+          f"{sum(c['tokens'] for c in splits.values()) / 1e6:.1f} M tokens, "
+          f"{num_bytes / 1e6 / seconds:.1f} MB/s")
+
+
+def _require_records(stats: dict, data) -> None:
+  if not stats["documents"]:
+    raise UserError("the source holds no text: every document is empty (after data.strip); check "
+                    "data.train and data.strip.")
+  for split, counts in stats["splits"].items():
+    if not counts["records"]:
+      more = {"train": "", "train_subset": "raise data.train_subset_fraction, ",
+              "validation": ("add to data.validation, " if data.validation else
+                             "raise data.validation_fraction, ")}[split]
+      raise UserError(
+          f"too little data: the {split} split has {counts['documents']} documents with "
+          f"{counts['tokens']} tokens, less than one record of {data.sequence_length + 1}; {more}"
+          "use more documents or a shorter data.sequence_length.")
+
+
+def main(argv) -> None:
+  """Prepares the data of `--config`."""
+  if len(argv) > 1:
+    raise UserError(f"unknown argument {argv[1]!r}; flags start with --.")
+  if _CONFIG.value is None:
+    raise UserError("--config is missing; name a configuration file, like --config=configs/x.py.")
+  data = _CONFIG.value.data
+  cache_dir = _CACHE_DIR.value or data.cache_dir
+  if not cache_dir:
+    raise UserError("there is no folder to write to; set --cache_dir.")
+  prepared = prepare(data, cache_dir)
+  for split, counts in prepared.stats["splits"].items():
+    print(f"{split}: {counts['documents']} documents, {counts['tokens']} tokens, "
+          f"{counts['records']} records, {counts['bytes_per_token']:.3f} bytes per token")
+  print(prepared.directory)
+
+
+if __name__ == "__main__":
+  _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.")
+  _CACHE_DIR = flags.DEFINE_string("cache_dir", "", "Folder of prepared data.")
+  app.run(lambda argv: errors.run(main, argv))

@@ -1,0 +1,139 @@
+"""Fixed-length records of token ids in .npy files, and the hashes of source files."""
+
+from collections.abc import Iterable, Sequence
+import hashlib
+import json
+import os
+import tempfile
+import time
+
+import numpy as np
+
+
+class RecordWriter:
+  """Cuts a stream of tokens into records of `length` and appends them to a .npy file.
+
+  The header is written last over a placeholder of the same size; until then the file
+  says that it holds no record.
+  """
+
+  def __init__(self, path: str, length: int, dtype: np.dtype):
+    self._length = length
+    self._dtype = np.dtype(dtype)
+    self._num_tokens = 0
+    self._file = open(path, "wb")
+    self._header_size = self._write_header(0)
+
+  def add(self, ids: np.ndarray) -> None:
+    """Appends the ids of a document."""
+    self._file.write(np.ascontiguousarray(ids, self._dtype).data)
+    self._num_tokens += len(ids)
+
+  def close(self) -> tuple[int, int]:
+    """Drops the incomplete last record; returns (records, tokens dropped)."""
+    num_records, remainder = divmod(self._num_tokens, self._length)
+    self._file.truncate(
+        self._header_size + num_records * self._length * self._dtype.itemsize)
+    self._file.seek(0)
+    if self._write_header(num_records) != self._header_size:
+      raise RuntimeError("the .npy header changed its size")
+    self._file.flush()
+    os.fsync(self._file.fileno())
+    self._file.close()
+    return num_records, remainder
+
+  def abort(self) -> None:
+    """Closes the file as it is; does nothing after `close`."""
+    self._file.close()
+
+  def _write_header(self, num_records: int) -> int:
+    # numpy pads headers so that the first axis can grow in place.
+    np.lib.format.write_array_header_1_0(self._file, {
+        "descr": np.lib.format.dtype_to_descr(self._dtype),
+        "fortran_order": False,
+        "shape": (num_records, self._length),
+    })
+    return self._file.tell()
+
+
+class JoinedRecords:
+  """Several record arrays [n_i, L+1] as one, without copying them."""
+
+  def __init__(self, parts: Sequence[np.ndarray]):
+    self._parts = list(parts)
+    self._ends = np.cumsum([len(p) for p in self._parts])
+    self.shape = (int(self._ends[-1]), self._parts[0].shape[1])
+    self.dtype = self._parts[0].dtype
+
+  def __len__(self) -> int:
+    return self.shape[0]
+
+  def __getitem__(self, index) -> np.ndarray:
+    """The record of an int [L+1], or the records of an int array [k] as [k, L+1]."""
+    index = np.asarray(index)
+    if index.dtype.kind not in "iu":
+      raise TypeError(f"records are indexed by integers, not {index.dtype}")
+    flat = index.reshape(-1)
+    flat = np.where(flat < 0, flat + len(self), flat)
+    if len(flat) and not 0 <= flat.min() <= flat.max() < len(self):
+      raise IndexError(f"record {index} of {len(self)}")
+    which = np.searchsorted(self._ends, flat, side="right")
+    out = np.empty((len(flat), self.shape[1]), self.dtype)
+    for i, part in enumerate(self._parts):
+      chosen = which == i
+      if chosen.any():
+        out[chosen] = part[flat[chosen] - (self._ends[i] - len(part))]
+    return out.reshape(index.shape + self.shape[1:])
+
+
+class FileHashes:
+  """sha256 of files, remembered in a JSON file by path, size and times of change."""
+
+  def __init__(self, path: str):
+    self._path = path
+    self._changed = False
+    try:
+      with open(path, encoding="utf-8") as f:
+        self._known = dict(json.load(f))
+    except (OSError, ValueError):
+      self._known = {}  # only saves time: start anew when it is missing or damaged
+
+  def __call__(self, path: str) -> str:
+    path = os.path.abspath(path)
+    stat = os.stat(path)
+    key = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    known = self._known.get(path)
+    if isinstance(known, list) and len(known) == 2 and known[0] == key:
+      return known[1]
+    with open(path, "rb") as f:
+      digest = hashlib.file_digest(f, "sha256").hexdigest()
+    # Within the resolution of the clock a file may change again without a new time.
+    if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > 2_000_000_000:
+      self._known[path] = [key, digest]
+      self._changed = True
+    return digest
+
+  def save(self) -> None:
+    """Writes what was learnt, in one step."""
+    if self._changed:
+      write_json(self._path, self._known)
+
+
+def write_json(path: str, value) -> None:
+  """Writes JSON so that a reader sees the old or the new file, never a part."""
+  folder = os.path.dirname(path)
+  with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as f:
+    json.dump(value, f, indent=1)
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(f.name, path)
+
+
+def smallest_dtype(vocab_size: int) -> np.dtype:
+  """uint16 when every id fits, else int32."""
+  return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
+
+
+def combined_hash(parts: Iterable) -> str:
+  """sha256 of JSON-able parts."""
+  return hashlib.sha256(json.dumps(list(parts), sort_keys=True).encode()).hexdigest()
