@@ -1,0 +1,273 @@
+"""The table and the plot after a sweep: sweep.csv, sweep.json and sweep.png.
+
+Run again at any time, also while members are training:
+
+  python -m wd_plasticity.training.summary --workdir=WORKDIR
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+import statistics
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from wd_plasticity.errors import UserError
+from wd_plasticity.training.metrics import read_metrics
+from wd_plasticity.training.progress import format_count
+
+# Fields of a configuration that differ between members without being swept.
+_NOT_SWEPT = ("name", "seed", "optim.weight_decay")
+# Terminals with fewer columns get a table of the essentials.
+_WIDE = 130
+
+
+def summarise(workdir: str | os.PathLike) -> list[dict]:
+  """Reads what the members of a work directory have written so far.
+
+  Args:
+    workdir: of the sweep, with a folder per member in members/.
+
+  Returns:
+    One row per member, sorted by weight decay and seed. Losses are in nats per token;
+    what is missing or was not finite is None.
+      member, weight_decay, seed: which member; then every other field of the
+        configuration that differs between members, under its dotted name.
+      status: 'done', 'failed at step k', 'unfinished', or 'unknown' where config.json
+        does not tell train.steps.
+      steps, tokens: seen so far.
+      validation_loss, train_subset_loss: of the last evaluation.
+      gap: validation_loss - train_subset_loss.
+      best_validation_loss: the lowest of all evaluations.
+      weight_norm: L2 norm of all parameters, from the last weight_norm/<group>.
+      reason: why the member failed.
+
+  Raises:
+    UserError: if the directory does not exist or a file in it is damaged.
+  """
+  workdir = Path(workdir)
+  if not workdir.is_dir():
+    raise UserError(f"there is no work directory {workdir}; give the --workdir of a pretraining.")
+  folders = sorted(p for p in workdir.glob("members/*") if p.is_dir())
+  configs = [_read_json(p / "config.json") for p in folders]
+  swept = _swept_fields(configs)
+  rows = [_row(folder, config, swept) for folder, config in zip(folders, configs, strict=True)]
+  return sorted(rows, key=lambda r: (_or_last(r["weight_decay"]), _or_last(r["seed"]), r["member"]))
+
+
+def _or_last(value: float | None) -> float:
+  return math.inf if value is None else value
+
+
+def _read_json(path: Path) -> dict:
+  """The object in a JSON file; empty when there is no such file."""
+  try:
+    value = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    return {}
+  except ValueError:
+    value = None
+  if not isinstance(value, dict):
+    raise UserError(f"{path} does not hold a JSON object; restore the file or remove it.")
+  return value
+
+
+def _flat(config: Mapping, prefix: str = "") -> dict:
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= _flat(value, f"{prefix}{key}.")
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def _swept_fields(configs: Sequence[dict]) -> list[str]:
+  """Dotted fields, beside weight decay and seed, in which the members differ."""
+  flat = [_flat(c) for c in configs if c]
+  names = sorted(set().union(*flat))
+  return [name for name in names if name not in _NOT_SWEPT
+          and len({json.dumps(c.get(name)) for c in flat}) > 1]
+
+
+def _row(folder: Path, config: dict, swept: Sequence[str]) -> dict:
+  path = folder / "metrics.jsonl"
+  records = read_metrics(path) if path.exists() else []
+  failure = _read_json(folder / "FAILED.json")
+  flat = _flat(config)
+
+  def last(name):
+    return next((r[name] for r in reversed(records) if name in r), None)
+
+  steps = last("step") or 0
+  validation, train_subset = last("validation/loss"), last("train_subset/loss")
+  evaluations = [r["validation/loss"] for r in records if r.get("validation/loss") is not None]
+  total_steps = flat.get("train.steps")
+  if failure:
+    status = f"failed at step {failure.get('step', steps)}"
+  elif not total_steps:
+    status = "unknown" if config and steps else "unfinished"
+  else:
+    status = "done" if steps >= total_steps else "unfinished"
+  return {
+      "member": folder.name,
+      "weight_decay": flat.get("optim.weight_decay"),
+      "seed": flat.get("seed"),
+      **{name: flat.get(name) for name in swept},
+      "status": status,
+      "steps": steps,
+      "tokens": last("tokens"),
+      "validation_loss": validation,
+      "train_subset_loss": train_subset,
+      "gap": None if None in (validation, train_subset) else validation - train_subset,
+      "best_validation_loss": min(evaluations, default=None),
+      "weight_norm": _total_norm(records),
+      "reason": failure.get("reason", ""),
+  }
+
+
+def _total_norm(records: Sequence[dict]) -> float | None:
+  """Norm of all parameters: groups are disjoint, so their squares add up."""
+  for record in reversed(records):
+    norms = [v for name, v in record.items() if name.startswith("weight_norm/")]
+    if norms:
+      return None if None in norms else math.hypot(*norms)
+  return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """Members that are done and differ in their seed alone.
+
+  Attributes:
+    values: weight_decay and the other swept fields, by dotted name.
+    loss: mean validation loss over the seeds, nats per token.
+    rows: of the members.
+  """
+  values: dict
+  loss: float
+  rows: list[dict]
+
+
+def settings(rows: Sequence[dict]) -> list[Setting]:
+  """Groups the rows of members that are done with a finite validation loss by setting."""
+  groups = {}
+  for row in rows:
+    if row["status"] == "done" and None not in (row["validation_loss"], row["weight_decay"]):
+      values = {name: row[name] for name in ("weight_decay", *_swept_columns(rows))}
+      groups.setdefault(json.dumps(values), (values, []))[1].append(row)
+  return [Setting(values, statistics.fmean(r["validation_loss"] for r in group), group)
+          for values, group in groups.values()]
+
+
+def _swept_columns(rows: Sequence[dict]) -> list[str]:
+  return [name for name in (rows[0] if rows else {}) if "." in name]
+
+
+def write_summary(workdir: str | os.PathLike, console: Console | None = None) -> list[dict]:
+  """Writes sweep.csv, sweep.json and sweep.png to the work directory and prints the table.
+
+  Args:
+    workdir: of the sweep.
+    console: to print to; standard output by default.
+
+  Returns:
+    The rows of `summarise`.
+  """
+  from wd_plasticity.training import summary_plot  # matplotlib is slow to import
+
+  workdir = Path(workdir)
+  rows = summarise(workdir)
+  _write_atomically(workdir / "sweep.csv", lambda f: f.write(_csv(rows).encode("utf-8")))
+  text = json.dumps(rows, indent=2, allow_nan=False) + "\n"
+  _write_atomically(workdir / "sweep.json", lambda f: f.write(text.encode("utf-8")))
+  _write_atomically(workdir / "sweep.png", lambda f: summary_plot.save(rows, settings(rows), f))
+  if console is None:
+    console = Console()
+    if not console.is_terminal:
+      console = Console(width=160)  # a file has no width, rich would take 80 columns
+  _print_table(rows, console)
+  return rows
+
+
+def _write_atomically(path: Path, write: Callable) -> None:
+  temporary = path.with_name(path.name + ".tmp")
+  with open(temporary, "wb") as f:
+    write(f)
+  os.replace(temporary, path)
+
+
+def _csv(rows: Sequence[dict]) -> str:
+  columns = list(rows[0]) if rows else ["member", "weight_decay", "seed", "status"]
+  stream = io.StringIO()
+  writer = csv.DictWriter(stream, columns, lineterminator="\n")
+  writer.writeheader()
+  writer.writerows(rows)
+  return stream.getvalue()
+
+
+def _words(field: str) -> str:
+  """'learning rate' of 'optim.learning_rate'."""
+  return field.rsplit(".", 1)[-1].replace("_", " ")
+
+
+def _number(value: float | None, form: str) -> str:
+  return "-" if value is None else format(value, form)
+
+
+def _print_table(rows: Sequence[dict], console: Console) -> None:
+  if not rows:
+    console.print("No member has started yet.")
+    return
+  best = min(settings(rows), key=lambda s: s.loss, default=None)
+  columns = {
+      "weight decay": lambda r: _number(r["weight_decay"], "g"),
+      "seed": lambda r: _number(r["seed"], "d"),
+      **{_words(name): lambda r, name=name: str(r[name]) for name in _swept_columns(rows)},
+      "steps": lambda r: f"{r['steps']:,}",
+      "tokens": lambda r: "-" if r["tokens"] is None else format_count(r["tokens"]),
+      "validation": lambda r: _number(r["validation_loss"], ".4f"),
+      "train subset": lambda r: _number(r["train_subset_loss"], ".4f"),
+      "gap": lambda r: _number(r["gap"], ".4f"),
+      "best validation": lambda r: _number(r["best_validation_loss"], ".4f"),
+      "weight norm": lambda r: _number(r["weight_norm"], ".4g"),
+  }
+  if console.width < _WIDE:  # the member's name tells what is swept
+    columns = {name: columns[name] for name in
+               ("steps", "validation", "train subset", "gap")}
+  table = Table(title="Losses in nats per token", title_justify="left", box=box.SIMPLE_HEAD,
+                pad_edge=False)
+  table.add_column("member", no_wrap=True)
+  for name in columns:
+    table.add_column(name, justify="right")
+  table.add_column("status", no_wrap=True)
+  for r in rows:
+    is_best = best is not None and r in best.rows
+    table.add_row(r["member"], *(cell(r) for cell in columns.values()), r["status"],
+                  style="bold green" if is_best else "red" if r["reason"] else None)
+  console.print(table)
+  if best is not None:
+    text = ", ".join(f"{_words(name)} {value}" for name, value in best.values.items())
+    seeds = len(best.rows)
+    console.print(f"Lowest validation loss: {best.loss:.4f} at {text}, mean of {seeds} "
+                  f"seed{'s' if seeds > 1 else ''}.", highlight=False, soft_wrap=True)
+  for r in rows:
+    if r["reason"]:
+      console.print(f"{r['member']} {r['status']}: {r['reason']}", style="red", markup=False,
+                    highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+  from absl import flags
+
+  from wd_plasticity import cli
+
+  _WORKDIR = flags.DEFINE_string("workdir", None, "Of a pretraining.", required=True)
+  cli.run(lambda _: write_summary(_WORKDIR.value))
