@@ -6,11 +6,11 @@ import sys
 import time
 import types
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 

@@ -7,9 +7,9 @@ import math
 import subprocess
 import sys
 
-from matplotlib.image import imread
-from matplotlib.figure import Figure
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
 from rich.console import Console
 
 from wd_plasticity.errors import UserError

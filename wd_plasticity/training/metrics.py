@@ -27,9 +27,9 @@ Values that are not finite are written as null, which JSON can hold.
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-import secrets
 
 from clu import platform
 

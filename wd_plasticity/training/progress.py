@@ -1,7 +1,7 @@
 """Progress of a long job: a bar on a terminal, plain lines anywhere else."""
 
-from collections.abc import Callable
 import time
+from collections.abc import Callable
 
 from rich import progress as rich_progress
 from rich.console import Console

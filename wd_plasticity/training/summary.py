@@ -11,9 +11,9 @@ import io
 import json
 import math
 import os
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-import statistics
 
 from rich import box
 from rich.console import Console

@@ -1,7 +1,7 @@
 """The picture of a sweep: validation loss against weight decay, and against training loss."""
 
-from collections.abc import Sequence
 import math
+from collections.abc import Sequence
 from typing import BinaryIO
 
 from matplotlib import colormaps
