@@ -161,7 +161,7 @@ def h():
     def other(): "Other."
 '''
   assert embedded.docstrings(source).split("\n\n") == [
-      "Module.", "Class.", "Indented,", "  more.", "Async.", "Inner.", "Other."]
+      "Module.", "Class.", "Indented,", "more.", "Async.", "Inner.", "Other."]
   assert embedded.docstrings(b"def broken(:") == ""
   assert embedded.docstrings(b"\x00") == ""
   assert embedded.docstrings(b"x = 1") == ""
@@ -186,18 +186,17 @@ def tfds_folder(tmp_path_factory):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
-      return self.dataset_info_from_configs(
-          features=tfds.features.FeaturesDict(
+      return tfds.core.DatasetInfo(
+          builder=self, features=tfds.features.FeaturesDict(
               {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=2)}))
 
     def _split_generators(self, dl_manager):
-      return {"train": self._generate(20), "test": self._generate(3)}
+      return {"train": self._generate_examples(20), "test": self._generate_examples(3)}
 
-    def _generate(self, n):
+    def _generate_examples(self, n):
       for i in range(n):
         yield i, {"text": f"document {i} é", "label": i % 2}
 
-  TinyCorpus.pkg_dir_path = tmp_path_factory.mktemp("pkg")
   builder = TinyCorpus(data_dir=tmp_path_factory.mktemp("tfds"), file_format="array_record")
   builder.download_and_prepare()
   return os.fspath(builder.data_path)

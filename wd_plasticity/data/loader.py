@@ -2,11 +2,12 @@
 
 Position p of a member's stream (p = step * batch_size + row) is record
 `permutation(seed, p // n)[p % n]` of its n records: every epoch reads every record
-once, in an order of its own. The permutation is computed per index (a pseudorandom
-bijection), so any step is read at the same cost.
+once, in an order of its own. The permutation of a large data set is computed per
+index (a pseudorandom bijection), so any step is read at the same cost.
 """
 
 from collections.abc import Iterator, Sequence
+import functools
 import hashlib
 
 import grain
@@ -15,15 +16,27 @@ import numpy as np
 
 from wd_plasticity.errors import UserError
 
+# grain's bijection works on at least 2**16 values and walks until it lands below n, which is
+# slow for small n; below this many records a table per epoch is faster, and small.
+_SMALL = 1 << 14
+
 
 def record_index(position: int, num_records: int, seed: int) -> int:
   """The record at a position of the endless stream of a seed."""
   epoch, index = divmod(position, num_records)
   # Hashed, because neighbouring seeds must not share orders: seed 0's second epoch
   # must not be seed 1's first.
-  mixed = hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=4).digest()
-  return index_shuffle(index, max_index=num_records - 1, seed=int.from_bytes(mixed, "little"),
-                       rounds=4)
+  digest = hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=4).digest()
+  mixed = int.from_bytes(digest, "little")
+  if num_records <= _SMALL:
+    return int(_table(num_records, mixed)[index])
+  return index_shuffle(index, max_index=num_records - 1, seed=mixed, rounds=4)
+
+
+@functools.lru_cache(maxsize=256)
+def _table(num_records: int, seed: int) -> np.ndarray:
+  # RandomState, because its streams are frozen: a run resumes under any numpy.
+  return np.random.RandomState(seed).permutation(num_records).astype(np.uint16)
 
 
 class BatchSource:
