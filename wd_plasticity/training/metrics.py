@@ -7,6 +7,7 @@ Names are stable; reports and plots read them:
 | both          | step                       | optimizer steps done                             |
 | metrics.jsonl | tokens                     | training tokens seen, of this member             |
 | metrics.jsonl | train/loss                 | nats per token, mean over the batch of this step |
+| metrics.jsonl | train/z_loss               | its z-loss, where one is configured              |
 | metrics.jsonl | train/grad_norm            | global L2 norm of the gradient before clipping   |
 | metrics.jsonl | validation/loss            | nats per token on validation documents           |
 | metrics.jsonl | train_subset/loss          | nats per token on some of the training documents |
@@ -15,9 +16,10 @@ Names are stable; reports and plots read them:
 | metrics.jsonl | weight_norm/<group>        | L2 norm of the group's parameters                |
 | metrics.jsonl | update_ratio/<group>       | norm of the update over norm of the parameters   |
 | speed.jsonl   | tokens_per_second          | training tokens of this member per second        |
+| speed.jsonl   | model_flops_per_second     | of all members of the program together           |
 | speed.jsonl   | mfu                        | model FLOPs over the device's peak, a fraction   |
 | speed.jsonl   | input_wait_fraction        | share of the time spent waiting for data         |
-| speed.jsonl   | step_seconds               | mean wall-clock seconds per step                 |
+| speed.jsonl   | step_seconds               | wall-clock seconds of a typical step (median)    |
 
 metrics.jsonl holds only values that follow from the configuration, so that the file
 of an interrupted and resumed run equals, byte for byte, that of one never interrupted.

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich import box
@@ -20,11 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from wd_plasticity.errors import UserError
+from wd_plasticity.training import checkpoint
 from wd_plasticity.training.metrics import read_metrics
 from wd_plasticity.training.progress import format_count
+from wd_plasticity.training.run_record import FREE_FIELDS, flatten
 
-# Fields of a configuration that differ between members without being swept.
-_NOT_SWEPT = ("name", "seed", "optim.weight_decay")
+# Fields in which members may differ without being told apart in columns of their own.
+_NOT_SWEPT = ("name", "seed", "optim.weight_decay", *FREE_FIELDS)
 # Terminals with fewer columns get a table of the essentials.
 _WIDE = 130
 
@@ -40,8 +42,8 @@ def summarise(workdir: str | os.PathLike) -> list[dict]:
     what is missing or was not finite is None.
       member, weight_decay, seed: which member; then every other field of the
         configuration that differs between members, under its dotted name.
-      status: 'done', 'failed at step k', 'unfinished', or 'unknown' where config.json
-        does not tell train.steps.
+      status: 'done', 'failed at step k' or 'unfinished'; a member counts as done when it
+        logged the last of its train.steps, or of the steps its checkpoints tell if that is 0.
       steps, tokens: seen so far.
       validation_loss, train_subset_loss: of the last evaluation.
       gap: validation_loss - train_subset_loss.
@@ -56,7 +58,7 @@ def summarise(workdir: str | os.PathLike) -> list[dict]:
   if not workdir.is_dir():
     raise UserError(f"there is no work directory {workdir}; give the --workdir of a pretraining.")
   folders = sorted(p for p in workdir.glob("members/*") if p.is_dir())
-  configs = [_read_json(p / "config.json") for p in folders]
+  configs = [flatten(_read_json(p / "config.json").get("config", {})) for p in folders]
   swept = _swept_fields(configs)
   rows = [_row(folder, config, swept) for folder, config in zip(folders, configs, strict=True)]
   return sorted(rows, key=lambda r: (_or_last(r["weight_decay"]), _or_last(r["seed"]), r["member"]))
@@ -79,29 +81,18 @@ def _read_json(path: Path) -> dict:
   return value
 
 
-def _flat(config: Mapping, prefix: str = "") -> dict:
-  flat = {}
-  for key, value in config.items():
-    if isinstance(value, Mapping):
-      flat |= _flat(value, f"{prefix}{key}.")
-    else:
-      flat[prefix + key] = value
-  return flat
-
-
 def _swept_fields(configs: Sequence[dict]) -> list[str]:
-  """Dotted fields, beside weight decay and seed, in which the members differ."""
-  flat = [_flat(c) for c in configs if c]
-  names = sorted(set().union(*flat))
-  return [name for name in names if name not in _NOT_SWEPT
-          and len({json.dumps(c.get(name)) for c in flat}) > 1]
+  """Dotted fields, beside weight decay and seed, in which flat configurations differ."""
+  known = [c for c in configs if c]
+  names = sorted(set().union(*known))
+  return [name for name in names if not name.startswith(_NOT_SWEPT)
+          and len({json.dumps(c.get(name)) for c in known}) > 1]
 
 
 def _row(folder: Path, config: dict, swept: Sequence[str]) -> dict:
   path = folder / "metrics.jsonl"
   records = read_metrics(path) if path.exists() else []
   failure = _read_json(folder / "FAILED.json")
-  flat = _flat(config)
 
   def last(name):
     return next((r[name] for r in reversed(records) if name in r), None)
@@ -109,18 +100,16 @@ def _row(folder: Path, config: dict, swept: Sequence[str]) -> dict:
   steps = last("step") or 0
   validation, train_subset = last("validation/loss"), last("train_subset/loss")
   evaluations = [r["validation/loss"] for r in records if r.get("validation/loss") is not None]
-  total_steps = flat.get("train.steps")
   if failure:
     status = f"failed at step {failure.get('step', steps)}"
-  elif not total_steps:
-    status = "unknown" if config and steps else "unfinished"
   else:
-    status = "done" if steps >= total_steps else "unfinished"
+    total_steps = config.get("train.steps") or _steps_of_checkpoints(folder / "checkpoints")
+    status = "done" if total_steps and steps >= total_steps else "unfinished"
   return {
       "member": folder.name,
-      "weight_decay": flat.get("optim.weight_decay"),
-      "seed": flat.get("seed"),
-      **{name: flat.get(name) for name in swept},
+      "weight_decay": config.get("optim.weight_decay"),
+      "seed": config.get("seed"),
+      **{name: config.get(name) for name in swept},
       "status": status,
       "steps": steps,
       "tokens": last("tokens"),
@@ -131,6 +120,12 @@ def _row(folder: Path, config: dict, swept: Sequence[str]) -> dict:
       "weight_norm": _total_norm(records),
       "reason": failure.get("reason", ""),
   }
+
+
+def _steps_of_checkpoints(directory: Path) -> int | None:
+  """Steps of the whole training, which every checkpoint tells; None without one."""
+  stored = checkpoint.finished_steps(directory)
+  return checkpoint.read_meta(directory / str(stored[-1]))["steps"] if stored else None
 
 
 def _total_norm(records: Sequence[dict]) -> float | None:

@@ -161,7 +161,7 @@ def _point(axes: Axes, x: float, y: float, colour, status: str) -> None:
 def _legend_of_marks(axes: Axes, rows) -> None:
   if any(r["status"].startswith("failed") for r in rows):
     axes.plot([], [], "x", color=_BAD, ms=8, mew=2, label="failed")
-  if any(r["status"] in ("unfinished", "unknown") and r["validation_loss"] is not None
+  if any(r["status"] == "unfinished" and r["validation_loss"] is not None
          for r in rows):
     axes.plot([], [], "o", ms=7.5, mfc="white", mec=_FAINT, mew=1.6, label="unfinished")
   labels = axes.get_legend_handles_labels()[1]
