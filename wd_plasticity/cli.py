@@ -5,7 +5,7 @@ import json
 import pathlib
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from wd_plasticity import errors
@@ -26,7 +26,11 @@ def run(main: Callable[[Sequence[str]], None]):
       return _parse(argv)
     except UserError as e:
       errors.run(lambda _: _raise(e))
-  app.run(lambda argv: errors.run(main, argv), flags_parser=parse)
+  def quiet_main(argv):
+    if not flags.FLAGS["verbosity"].present:
+      logging.set_verbosity(logging.WARNING)  # libraries tell at INFO what they did not find
+    errors.run(main, argv)
+  app.run(quiet_main, flags_parser=parse)
 
 
 def _raise(e):
@@ -59,9 +63,10 @@ def _one_line(e: BaseException) -> str:
   return " ".join(text.replace("FATAL Flags parsing error:", "").split())
 
 
-def config_source(holder) -> tuple[str, dict]:
-  """The `--config` text as given and the overrides on the command line."""
-  return (config_flags.get_config_filename(holder), config_flags.get_override_values(holder))
+def config_source(name: str = "config") -> tuple[str, dict]:
+  """The `--config` text as given and the fields that the command line sets."""
+  flag = flags.FLAGS[name]
+  return config_flags.get_config_filename(flag), config_flags.get_override_values(flag)
 
 
 def load_sweep(filename: str) -> Callable | None:

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]):
   if _WORKDIR.value is None and not _DRY_RUN.value:
     raise UserError("--workdir=FOLDER is missing; checkpoints and metrics are written there.")
   config = _CONFIG.value
-  filename, overrides = cli.config_source(_CONFIG)
+  filename, overrides = cli.config_source()
   members = members_lib.expand(config, cli.load_sweep(filename), tuple(overrides))
   members = _selected(members, _SWEEP_INDEX.value)
   _show_cpu_devices(config)
@@ -48,7 +48,9 @@ def main(argv: Sequence[str]):
     print(line)
     for group, group_plans in zip(groups, plans, strict=True):
       print(describe(group[0], group_plans[0]))
-      print(describe_members(group, group_plans))
+    by_name = {m.name: p for g, ps in zip(groups, plans, strict=True)
+               for m, p in zip(g, ps, strict=True)}
+    print(describe_members(members, [by_name[m.name] for m in members]))
     return
   print(line, flush=True)
   _run(groups, plans, pathlib.Path(_WORKDIR.value))
@@ -61,7 +63,6 @@ def _run(groups: list[list[Member]], plans: list, workdir: pathlib.Path):
   jobs = []
   for members, group_plans in zip(groups, plans, strict=True):
     prepared = _prepare(members[0].config, workdir)
-    sweep.check_tokenizer(group_plans[0], prepared)
     for member in members:
       run_record.check_member(workdir / "members" / member.name, members_lib.as_dict(member.config),
                               tokenizer_fingerprint=prepared.tokenizer_fingerprint,

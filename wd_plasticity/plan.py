@@ -56,14 +56,7 @@ class Plan:
 def make_plan(config: ConfigDict, num_devices: int, members_at_once: int = 1) -> Plan:
   """Derives the plan of a member, or raises a UserError that says what cannot be."""
   _check_fields(config)
-  vocab_size = config.model.vocab_size
-  smallest = tokenizers.nominal_vocab_size(config.data.tokenizer)
-  if not vocab_size:
-    vocab_size = smallest
-  elif vocab_size < smallest:
-    raise UserError(f"model.vocab_size={vocab_size} is below the {smallest} tokens of the "
-                    "tokenizer; use 0 to take the tokenizer's.")
-  model = ModelConfig.from_section(config.model, vocab_size)
+  model = ModelConfig.from_section(config.model, _tokenizer_size(config.data.tokenizer))
   mesh = _check_mesh(config, model, num_devices)
   parameters = flops.count_parameters(model)
   tokens_per_step = config.train.global_batch_size * config.data.sequence_length
@@ -136,6 +129,13 @@ def _check_fields(config: ConfigDict):
        "positive, or 0 to measure it")
 
 
+def _tokenizer_size(section: ConfigDict) -> int:
+  """Tokens of the tokenizer; a BPE not trained yet has at most as many as it is asked for."""
+  if section.kind == "bpe":
+    return section.vocab_size
+  return tokenizers.make(section.kind, section.path, section.vocab_size, ()).vocab_size
+
+
 def _check_mesh(config, model: ModelConfig, num_devices: int) -> dict[str, int]:
   sizes = mesh_lib.axis_sizes(config.mesh, num_devices)
   batch, accumulate = config.train.global_batch_size, config.train.accumulate_steps
@@ -171,6 +171,7 @@ def _memory(config, model: ModelConfig, parameters: int, mesh: dict, members_at_
       "parameters": members * parameters * 4 // shard,
       "optimizer": members * parameters * 8 // shard,
       "gradients": members * parameters * 4 // shard,
+      "snapshot": members * parameters * 12 // shard,  # of a checkpoint being written
       "activations": int(members * tokens * per_layer * model.num_layers / mesh["tensor"]),
       "logits": int(members * min(tile, tokens) * model.vocab_size * 4 * 2 / mesh["tensor"]),
   }

@@ -146,3 +146,15 @@ PRESETS = {
              for size, numbers in (_LADDER | _PUBLISHED[family]).items()}
     for family in _FAMILIES
 }
+
+
+def preset_section(family: str, size: str) -> dict[str, Any]:
+  """Fields of the `model` section for one of `PRESETS`.
+
+  Raises:
+    UserError: there is no such size.
+  """
+  if size not in PRESETS[family]:
+    raise UserError(f"size={size} is not a size of {family}; known are "
+                    f"{', '.join(PRESETS[family])}.")
+  return dict(PRESETS[family][size])

@@ -147,7 +147,10 @@ class ChunkTrainer:
       if pending is not None:
         self._read(pending)
       now = time.perf_counter()
-      self._durations.append(now - mark)
+      if step == self.start + 1:
+        self._waits.clear()  # the first step holds the compilation, and readers that start
+      else:
+        self._durations.append(now - mark)
       mark = now
       last = step == self.plan.steps
       stopping = self.stop.requested(step)

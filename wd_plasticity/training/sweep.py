@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from wd_plasticity import members as members_lib
-from wd_plasticity.data import tokenizers
 from wd_plasticity.data.prepare import Prepared
 from wd_plasticity.members import Member
 from wd_plasticity.plan import Plan
@@ -116,7 +115,3 @@ def _trial(members, plan, programs, smallest, progress) -> int:
     fast = int(multihost_utils.broadcast_one_to_all(np.int32(fast)))
   return fast
 
-
-def check_tokenizer(plan: Plan, prepared: Prepared):
-  """Refuses a tokenizer with more tokens than the model has rows."""
-  tokenizers.check_fits(prepared.tokenizer, plan.model.vocab_size)
