@@ -16,7 +16,8 @@ from wd_plasticity.errors import UserError
 
 CORPUS = [f"The quick brown fox number {i} jumps over {i * 7} lazy dogs. Größe 漢字 {i}\n\n" * 3
           for i in range(60)]
-HARD = ["", " leading  spaces\t\n\n", "Größe 漢字 🦊 \x00", "a<|endoftext|>b</s>c", "don't STOP 12345"]
+HARD = ["", " leading  spaces\t\n\n", "Größe 漢字 🦊 \x00",
+        "a<|endoftext|>b</s>c", "don't STOP 12345"]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,8 @@ def test_round_trip_and_save(kind, bpe, sentencepiece_path, tmp_path):
   loaded = tokenizers.load(str(tmp_path / "t"))
   assert loaded.fingerprint == made.fingerprint
   assert (loaded.vocab_size, loaded.eos_id) == (made.vocab_size, made.eos_id)
-  for text, ids, again in zip(HARD, made.encode_batch(HARD), loaded.encode_batch(HARD), strict=True):
+  for text, ids, again in zip(
+      HARD, made.encode_batch(HARD), loaded.encode_batch(HARD), strict=True):
     assert ids.dtype == np.int32 and ids.ndim == 1
     np.testing.assert_array_equal(ids, again)
     assert ids.size == 0 or (0 <= ids.min() and ids.max() < made.vocab_size)

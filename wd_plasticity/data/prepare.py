@@ -16,13 +16,13 @@ The fingerprint covers the content of every source file, the tokenizer and all f
 that change the result, so a changed source is prepared anew.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import dataclasses
 import json
 import os
 import shutil
-import tempfile
 import time
+import uuid
 
 from absl import app
 from absl import flags
@@ -82,7 +82,10 @@ def prepare(data, cache_dir: str, report: Callable[[str], None] = print) -> Prep
   """
   _check(data)
   cache_dir = os.path.abspath(os.path.expanduser(cache_dir))
-  os.makedirs(cache_dir, exist_ok=True)
+  try:
+    os.makedirs(cache_dir, exist_ok=True)
+  except OSError as e:
+    raise _cannot_write(cache_dir, e) from e
   train = sources.open_source(data.source, data.train, data.text_field, "data.train")
   validation = None
   if data.validation:
@@ -101,6 +104,8 @@ def prepare(data, cache_dir: str, report: Callable[[str], None] = print) -> Prep
   except filelock.Timeout:
     report(f"data: another process prepares {directory}; waiting for it")
     lock.acquire()
+  except PermissionError as e:
+    raise _cannot_write(cache_dir, e) from e
   try:
     prepared = _open(directory, fingerprint)  # another process may have been first
     if prepared is None:
@@ -113,6 +118,11 @@ def prepare(data, cache_dir: str, report: Callable[[str], None] = print) -> Prep
   finally:
     lock.release()
   return prepared
+
+
+def _cannot_write(folder: str, e: OSError) -> UserError:
+  return UserError(f"prepared data cannot be written to {folder} ({e.strerror}); set "
+                   "data.cache_dir to another folder.")
 
 
 def _check(data) -> None:
@@ -152,8 +162,8 @@ def _open(directory: str, fingerprint: str) -> Prepared | None:
       stats = json.load(f)
     records = {split: np.load(os.path.join(directory, f"{split}.npy"), mmap_mode="r",
                               allow_pickle=False) for split in documents.SPLITS}
-  except (FileNotFoundError, ValueError):
-    return None  # numpy raises ValueError for a damaged file
+  except (FileNotFoundError, ValueError, EOFError):
+    return None  # ValueError and EOFError: a damaged file
   if stats["fingerprint"] != fingerprint or any(
       len(records[s]) != stats["splits"][s]["records"] for s in documents.SPLITS):
     return None
@@ -173,7 +183,8 @@ def _write(data, train, validation, fingerprint, directory, report) -> None:
   for entry in os.listdir(parent):  # we hold the lock: what is left is of a dead process
     if entry.startswith(f"{name}.tmp-") or entry == name:
       shutil.rmtree(os.path.join(parent, entry))
-  temporary = tempfile.mkdtemp(prefix=f"{name}.tmp-", dir=parent)
+  temporary = f"{directory}.tmp-{uuid.uuid4().hex[:8]}"
+  os.mkdir(temporary)  # unlike tempfile's, readable by a group that shares the cache
   try:
     stream = documents.DocumentStream(
         train.documents, validation and validation.documents,
@@ -182,8 +193,8 @@ def _write(data, train, validation, fingerprint, directory, report) -> None:
     section = data.tokenizer
     if section.kind == "bpe":
       report(f"data: training a tokenizer of {section.vocab_size} ids")
-    texts = (text for split, text in documents.in_background(stream, 64) if split != "validation")
-    tokenizer = tokenizers.make(section.kind, section.path, section.vocab_size, texts)
+    tokenizer = tokenizers.make(section.kind, section.path, section.vocab_size,
+                                _training_texts(stream, report))
     tokenizer.save(os.path.join(temporary, "tokenizer"))
     _require_space(parent, text_bytes, tokenizer)
     stats = _write_records(stream, tokenizer, data.sequence_length, temporary, report)
@@ -197,6 +208,18 @@ def _write(data, train, validation, fingerprint, directory, report) -> None:
   report(f"data: {stats['tokens'] / 1e6:.2f} M tokens, {stats['bytes_per_token']:.2f} bytes each, "
          f"of {stats['documents']} documents in {stats['seconds']} s; dropped "
          f"{stats['dropped']['duplicates']} duplicates")
+
+
+def _training_texts(stream, report) -> Iterator[str]:
+  """What a tokenizer is trained on: the documents that are not held out."""
+  reported, num_characters = time.monotonic(), 0
+  for split, text in documents.in_background(stream, 64):
+    if split != "validation":
+      yield text
+      num_characters += len(text)
+      if time.monotonic() - reported > _REPORT_SECONDS:
+        reported = time.monotonic()
+        report(f"data: read {num_characters / 1e6:.0f} M characters for the tokenizer")
 
 
 def _require_space(folder: str, text_bytes: int, tokenizer: tokenizers.Tokenizer) -> None:

@@ -1,13 +1,16 @@
 """Fixed-length records of token ids in .npy files, and the hashes of source files."""
 
 from collections.abc import Iterable, Sequence
+import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import time
+import uuid
 
 import numpy as np
+
+from wd_plasticity.errors import UserError
 
 
 class RecordWriter:
@@ -100,6 +103,13 @@ class FileHashes:
 
   def __call__(self, path: str) -> str:
     path = os.path.abspath(path)
+    try:
+      return self._digest(path)
+    except OSError as e:
+      raise UserError(f"{path} cannot be read ({e.strerror}); check that it is there and "
+                      "readable.") from e
+
+  def _digest(self, path: str) -> str:
     stat = os.stat(path)
     key = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
     known = self._known.get(path)
@@ -116,17 +126,24 @@ class FileHashes:
   def save(self) -> None:
     """Writes what was learnt, in one step."""
     if self._changed:
-      write_json(self._path, self._known)
+      # It only saves time, and a read-only cache of finished data is as good.
+      with contextlib.suppress(OSError):
+        write_json(self._path, self._known)
 
 
 def write_json(path: str, value) -> None:
   """Writes JSON so that a reader sees the old or the new file, never a part."""
-  folder = os.path.dirname(path)
-  with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as f:
-    json.dump(value, f, indent=1)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(f.name, path)
+  temporary = f"{path}.tmp-{uuid.uuid4().hex[:8]}"  # unlike tempfile's, readable by a group
+  try:
+    with open(temporary, "w", encoding="utf-8") as f:
+      json.dump(value, f, indent=1)
+      f.flush()
+      os.fsync(f.fileno())
+    os.replace(temporary, path)
+  except BaseException:
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(temporary)
+    raise
 
 
 def smallest_dtype(vocab_size: int) -> np.dtype:

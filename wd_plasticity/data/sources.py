@@ -32,7 +32,8 @@ _TEXT = (".txt", ".text", ".md", ".markdown")
 _JSON = (".jsonl", ".json")
 _SHORT_TAR = {".tgz": ".tar.gz", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
 _COMPRESSED = (".gz", ".xz", ".zst")
-_BROKEN = (EOFError, lzma.LZMAError, zlib.error, tarfile.TarError, gzip.BadGzipFile, pa.ArrowException)
+_BROKEN = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, tarfile.TarError,
+           pa.ArrowException)
 
 
 class Source(Protocol):

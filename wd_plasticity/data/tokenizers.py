@@ -14,12 +14,12 @@ from typing import Protocol
 import hashlib
 import json
 import os
-import tempfile
 
 import numpy as np
 import sentencepiece
 import tokenizers as hf
 
+from wd_plasticity.data import records
 from wd_plasticity.errors import UserError
 
 KINDS = ("byte", "bpe", "json", "sentencepiece", "gpt2")
@@ -119,6 +119,7 @@ class ByteTokenizer:
     return bytes(int(i) for i in ids if i < 256).decode("utf-8", errors="replace")
 
   def save(self, directory: str) -> None:
+    os.makedirs(directory, exist_ok=True)
     _write_meta(directory, "byte")
 
 
@@ -150,9 +151,10 @@ class HFTokenizer:
     return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
   def save(self, directory: str) -> None:
-    _write_meta(directory, "hf")
+    os.makedirs(directory, exist_ok=True)
     with open(os.path.join(directory, "tokenizer.json"), "w", encoding="utf-8", newline="") as f:
       f.write(self._content)
+    _write_meta(directory, "hf")
 
 
 class SentencePieceTokenizer:
@@ -182,13 +184,14 @@ class SentencePieceTokenizer:
     return self._processor.decode([int(i) for i in ids if i != self.eos_id])
 
   def save(self, directory: str) -> None:
-    _write_meta(directory, "sentencepiece")
+    os.makedirs(directory, exist_ok=True)
     with open(os.path.join(directory, "tokenizer.model"), "wb") as f:
       f.write(self._content)
+    _write_meta(directory, "sentencepiece")
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> HFTokenizer:
-  """Byte-level BPE (GPT-2's pre-tokenization) of `vocab_size` ids, the last step deterministic.
+  """Byte-level BPE (GPT-2's pre-tokenization) of `vocab_size` ids, deterministic.
 
   A small corpus may have fewer merges than asked for; `vocab_size` of the result is what there is.
   """
@@ -229,11 +232,8 @@ def _find_eos(find, path: str) -> int:
 
 
 def _write_meta(directory: str, kind: str) -> None:
-  os.makedirs(directory, exist_ok=True)
-  # Through a temporary file: the folder is valid only once this file is there.
-  with tempfile.NamedTemporaryFile("w", dir=directory, delete=False, encoding="utf-8") as f:
-    json.dump({"kind": kind}, f)
-  os.replace(f.name, os.path.join(directory, _META))
+  """Comes after the content: a folder without this file is not a saved tokenizer."""
+  records.write_json(os.path.join(directory, _META), {"kind": kind})
 
 
 def _first_line(e: Exception) -> str:
