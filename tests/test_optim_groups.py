@@ -1,9 +1,9 @@
 """Parameter groups: every parameter once, own rules first, clear refusals."""
 
 import jax
-from ml_collections import ConfigDict
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from wd_plasticity.config import default_config
 from wd_plasticity.errors import UserError

@@ -4,9 +4,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from wd_plasticity.config import schedule_section
 from wd_plasticity.errors import UserError

@@ -8,9 +8,9 @@ program: members of a sweep share one compiled step, and `jax.vmap` over the
 member axis gives each its own values.
 """
 
-from collections.abc import Callable, Mapping
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ def decayed_step(convention, adam, grads, params, decay, learning_rate, multipli
 
   Args:
     convention: one of `CONVENTIONS`.
-    adam: function from gradients to (Adam direction u, new moments).
+    adam: function from gradients to (Adam direction u, new state).
     grads: gradients g, after clipping.
     params: weights w.
     decay: lambda of every parameter, a tree of scalars.
@@ -36,23 +36,42 @@ def decayed_step(convention, adam, grads, params, decay, learning_rate, multipli
     multiplier: s_t, the learning-rate schedule without the peak eta.
 
   Returns:
-    (what to add to the weights, new moments).
+    (what to add to the weights, new state).
   """
   shrink = jax.tree.map(lambda wd, w: wd * w, decay, params)  # lambda w
 
   if convention == "l2":
     # g <- g + lambda w before the moments, w <- w - eta s_t u: decay is divided by
     # sqrt(nu) like any gradient. torch.optim.Adam(weight_decay=lambda).
-    u, moments = adam(jax.tree.map(jnp.add, grads, shrink))
-    return jax.tree.map(lambda u: -learning_rate * u, u), moments
+    u, state = adam(jax.tree.map(jnp.add, grads, shrink))
+    return jax.tree.map(lambda u: -learning_rate * u, u), state
 
-  u, moments = adam(grads)
+  u, state = adam(grads)
   if convention == "learning_rate":
     # w <- w - eta s_t (u + lambda w). torch.optim.AdamW, optax.adamw.
-    return jax.tree.map(lambda u, d: -learning_rate * (u + d), u, shrink), moments
+    return jax.tree.map(lambda u, d: -learning_rate * (u + d), u, shrink), state
   # "independent" of the peak eta: w <- w - s_t (eta u + lambda w). Loshchilov and
   # Hutter (1711.05101, algorithm 2), Wortsman et al. (2309.14322), big_vision.
-  return jax.tree.map(lambda u, d: -(learning_rate * u + multiplier * d), u, shrink), moments
+  return jax.tree.map(lambda u, d: -(learning_rate * u + multiplier * d), u, shrink), state
+
+
+def adam_direction(grads, opt_state, beta1, beta2, eps):
+  """u = mu^ / (sqrt(nu^) + eps) of Adam (Kingma and Ba, 1412.6980), and the new state.
+
+  Like `optax.scale_by_adam` but for the bias corrections 1 - beta^n: in float32
+  the first is off by 1.3e-5 for beta 0.999, which takes weights up to 2e-5 away from
+  those of torch within 50 steps. -expm1(n log beta) does not cancel.
+  """
+  count = optax.safe_increment(opt_state["count"])
+  mu = optax.tree.update_moment(grads, opt_state["mu"], beta1, 1)
+  nu = optax.tree.update_moment(grads, opt_state["nu"], beta2, 2)
+
+  def correction(beta):
+    return -jnp.expm1(count * math.log(beta)) if beta else jnp.float32(1.0)
+
+  mean, square = correction(beta1), correction(beta2)
+  u = jax.tree.map(lambda m, v: (m / mean) / (jnp.sqrt(v / square) + eps), mu, nu)
+  return u, {"count": count, "mu": mu, "nu": nu}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,10 +139,9 @@ class Optimizer:
       grads, _ = optax.clip_by_global_norm(self.clip_norm).update(grads, optax.EmptyState())
 
     def adam(grads):
-      return optax.scale_by_adam(self.beta1, self.beta2, self.eps).update(
-          grads, optax.ScaleByAdamState(**opt_state))
+      return adam_direction(grads, opt_state, self.beta1, self.beta2, self.eps)
 
-    updates, moments = decayed_step(
+    updates, opt_state = decayed_step(
         self.convention, adam, grads, params, decay, learning_rate, multiplier)
 
     if self.convention == "independent":
@@ -139,7 +157,7 @@ class Optimizer:
         "update_norm": update_norm_P,
         "update_ratio": jnp.where(weight_norm_P == 0, 0.0, update_norm_P / nonzero_P),
     }
-    return updates, moments._asdict(), info
+    return updates, opt_state, info
 
   def _members(self, params: Any) -> Any:
     """The index of every parameter's group, a tree like `params`."""

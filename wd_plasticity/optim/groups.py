@@ -12,9 +12,9 @@ With tied embeddings `embed/embedding` is the head as well and there is no
 uses (so `no_embeddings` leaves a tied head undecayed too).
 """
 
-from collections.abc import Mapping, Sequence
 import math
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
