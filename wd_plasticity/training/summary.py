@@ -249,7 +249,8 @@ def _print_table(rows: Sequence[dict], console: Console) -> None:
                   style="bold green" if is_best else "red" if r["reason"] else None)
   console.print(table)
   if best is not None:
-    text = ", ".join(f"{_words(name)} {value}" for name, value in best.values.items())
+    text = ", ".join(f"{_words(name)} {value:g}" if isinstance(value, float)
+                     else f"{_words(name)} {value}" for name, value in best.values.items())
     seeds = len(best.rows)
     console.print(f"Lowest validation loss: {best.loss:.4f} at {text}, mean of {seeds} "
                   f"seed{'s' if seeds > 1 else ''}.", highlight=False, soft_wrap=True)
