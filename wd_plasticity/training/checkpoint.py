@@ -3,10 +3,13 @@
 A step directory holds four items: `params` and `opt_state` (arrays), `position`
 and `meta` (JSON). orbax writes it under another name and renames it when all is
 on disk, so a directory named by a number is a finished save. Saves run in the
-background. In runs of several processes every process makes the same calls.
+background. In runs of several processes every process makes the same calls, and
+process 0 is the one that deletes.
 """
 
 import errno
+import json
+import logging
 import os
 import re
 import shutil
@@ -24,12 +27,21 @@ from wd_plasticity.errors import UserError
 
 FORMAT = "wd_plasticity checkpoint"
 FORMAT_VERSION = 1
-ITEMS = ("params", "opt_state", "position", "meta")
 # What orbax calls a save in progress. A step that is being deleted gets the same
 # ending, so that one killed half way is cleaned up like an unfinished save.
 _UNFINISHED = ".orbax-checkpoint-tmp"
 
 PyTree = Any
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+  return "orbax" not in record.pathname and "orbax" not in record.getMessage()
+
+
+# What orbax logs about a failure it also raises, and its tracebacks would bury the one
+# sentence that is made of it.
+for _name in ("absl", "asyncio"):
+  logging.getLogger(_name).addFilter(_is_not_orbax)
 
 
 class MemberCheckpoints:
@@ -131,9 +143,9 @@ class MemberCheckpoints:
     self.wait()
     path = self.directory / str(step)
     meta = read_meta(path)
-    return (_load(path, "params", _placed(abstract_params)),
-            _load(path, "opt_state", _placed(abstract_opt_state)),
-            _load(path, "position"), meta)
+    return (_load_arrays(path, "params", _placed(abstract_params)),
+            _load_arrays(path, "opt_state", _placed(abstract_opt_state)),
+            _load_json(path, "position"), meta)
 
   def read_meta(self, step: int) -> dict:
     """The `meta` item of one step; raises UserError like `restore`."""
@@ -192,7 +204,7 @@ class StoredCheckpoint:
     abstract = jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
         stored, shardings)
-    return _load(self.directory, "params", abstract)
+    return _load_arrays(self.directory, "params", abstract)
 
 
 def open_checkpoint(path: str | os.PathLike, step: int | None = None) -> StoredCheckpoint:
@@ -230,14 +242,17 @@ def open_checkpoint(path: str | os.PathLike, step: int | None = None) -> StoredC
 
 
 def read_meta(directory: str | os.PathLike) -> dict:
-  """The `meta` item of a step directory, checked to be of this project and readable here."""
+  """The `meta` item of a step directory, checked to be of this project and readable here.
+
+  Unlike reading arrays, one process of several may do this alone.
+  """
   directory = Path(directory).absolute()
   if not directory.is_dir():
     raise UserError(f"there is no checkpoint at {directory}.")
   if _is_foreign(directory):
     raise UserError(f"{directory} is not a wd_plasticity checkpoint; give one that "
                     "this project's pretraining wrote.")
-  meta = _load(directory, "meta")
+  meta = _load_json(directory, "meta")
   if not isinstance(meta, dict) or meta.get("format") != FORMAT:
     raise UserError(f"{directory} is not a wd_plasticity checkpoint; give one that "
                     "this project's pretraining wrote.")
@@ -291,15 +306,21 @@ def _placed(abstract: PyTree) -> PyTree:
           x.shape, x.dtype, sharding=getattr(x, "sharding", None) or _first_device()), abstract)
 
 
-def _load(directory: Path, item: str, abstract: PyTree | None = None) -> Any:
-  """Reads one item. Items of one call would hide each other's errors."""
+def _load_arrays(directory: Path, item: str, abstract: PyTree) -> PyTree:
+  """Reads one item of arrays. Items of one call would hide each other's errors."""
   try:
     with _context():
-      if abstract is None:
-        return ocp.load_checkpointables(directory, {item: None})[item]
       return ocp.load(directory, abstract, checkpointable_name=item)
   except Exception as e:
     raise _load_error(directory, e, item, abstract) from e
+
+
+def _load_json(directory: Path, item: str) -> dict:
+  """Reads a JSON item. orbax would wait for the other processes, which need not read it."""
+  try:
+    return json.loads((directory / item / "data.json").read_text(encoding="utf-8"))
+  except (OSError, ValueError) as e:
+    raise _load_error(directory, e, item) from e
 
 
 def _load_error(directory: Path, error: Exception, item: str,
@@ -327,6 +348,8 @@ def _first_difference(directory: Path, item: str, abstract: PyTree | None) -> st
       stored = ocp.metadata(directory, checkpointable_name=item).metadata
   except Exception:  # what names the shapes is damaged too
     return ""
+  if stored is None:
+    return ""
   have, want = ({jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
                  for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
                 for tree in (stored, abstract))
@@ -352,11 +375,11 @@ def _is_finished(path: Path) -> bool:
 
 
 def _looks_like_step(path: Path) -> bool:
-  return (path / "_CHECKPOINT_METADATA").exists() or any((path / i).is_dir() for i in ITEMS)
+  return any((path / name).exists() for name in ("_CHECKPOINT_METADATA", "params", "meta"))
 
 
 def _is_foreign(path: Path) -> bool:
-  return not all((path / item).exists() for item in ITEMS) and not _looks_like_step(path)
+  return not (path / "position").exists() and not (path / "meta").exists()
 
 
 def _step_number(path: Path) -> int:
