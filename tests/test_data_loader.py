@@ -88,6 +88,8 @@ def test_processes_read_their_own_rows(rows):
   wanted = (np.concatenate([np.arange(8)[r] for r in rows])
             if isinstance(rows, list) and isinstance(rows[0], slice) else np.arange(8)[rows])
   np.testing.assert_array_equal(part, whole[:, wanted])
+  joined = records_lib.JoinedRecords([numbered(100)])
+  np.testing.assert_array_equal(loader.BatchSource(joined, [0, 1], 8, rows)[9], part)
   assert len(read) == 2 * len(wanted)
 
 

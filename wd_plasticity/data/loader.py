@@ -24,13 +24,18 @@ _SMALL = 1 << 14
 def record_index(position: int, num_records: int, seed: int) -> int:
   """The record at a position of the endless stream of a seed."""
   epoch, index = divmod(position, num_records)
-  # Hashed, because neighbouring seeds must not share orders: seed 0's second epoch
-  # must not be seed 1's first.
-  digest = hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=4).digest()
-  mixed = int.from_bytes(digest, "little")
+  mixed = _epoch_seed(seed, epoch)
   if num_records <= _SMALL:
     return int(_table(num_records, mixed)[index])
   return index_shuffle(index, max_index=num_records - 1, seed=mixed, rounds=4)
+
+
+@functools.lru_cache(maxsize=256)
+def _epoch_seed(seed: int, epoch: int) -> int:
+  # Hashed, because neighbouring seeds must not share orders: seed 0's second epoch
+  # must not be seed 1's first.
+  digest = hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=4).digest()
+  return int.from_bytes(digest, "little")
 
 
 @functools.lru_cache(maxsize=256)
@@ -62,9 +67,10 @@ class BatchSource:
   def __getitem__(self, step: int) -> np.ndarray:
     n = len(self._records)
     start = step * self._batch_size
-    batches = [self._records[[record_index(start + row, n, int(seed)) for row in self._rows]]
-               for seed in self._seeds]
-    return np.stack([np.asarray(b, np.int32) for b in batches])[self._member_to_seed]
+    index = np.array([[record_index(start + row, n, seed) for row in self._rows]
+                      for seed in self._seeds.tolist()], np.int64)
+    records = np.asarray(self._records[index.reshape(-1)], np.int32)
+    return records.reshape(*index.shape, records.shape[-1])[self._member_to_seed]
 
 
 def _row_indices(rows, batch_size: int) -> list[int]:
