@@ -64,6 +64,15 @@ def test_paper_length_in_float32():
   np.testing.assert_allclose(got, want, rtol=0, atol=5e-7)
 
 
+@pytest.mark.parametrize("name", ["cosine", "wsd", "linear"])
+def test_compiled_values_stay_between_0_and_1(name):
+  for total in (3, 7, 41, 50, 999):
+    f = make_schedule(section(name, "10%", 0.0), total, 64, "s")
+    values = np.asarray(jax.jit(f)(jnp.arange(total + 2)))
+    assert values.min() >= 0 and values.max() <= 1
+    np.testing.assert_allclose(values[-3:], 0.0, atol=1e-7)
+
+
 def test_lengths_in_tokens_and_percent():
   f = make_schedule(section("wsd", "640 tokens", 0.0, "50%"), 40, 64, "s")
   values = [float(f(step)) for step in range(40)]

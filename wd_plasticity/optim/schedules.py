@@ -10,8 +10,8 @@ fraction, update n = 1 .. T is multiplied by
   wsd        1 until n = T - D, then 1 - (1 - f) (n - T + D) / D
 
 The schedule is read at n = step + 1, where `step` counts the updates already
-made. So the first update has 1/W of the peak, update W exactly the peak, and the
-last exactly f. The schedulers of torch and transformers are read at n = step:
+made. So the first update has 1/W of the peak, update W the peak, and the last
+f (to float32 rounding). The schedulers of torch and transformers are read at n = step:
 their first update with warmup has learning rate 0, and their last is one step
 above the floor. The values are theirs, one update earlier.
 """
@@ -79,4 +79,5 @@ def make_schedule(
   if warmup:
     rising = optax_schedules.linear_schedule(0.0, 1.0, warmup)
     curve = optax_schedules.join_schedules((rising, falling), (warmup,))
-  return lambda step: jnp.asarray(curve(jnp.asarray(step) + 1), jnp.float32)
+  # Compiled, 1 - n / T may round to just below 0, which would turn the update round.
+  return lambda step: jnp.clip(jnp.asarray(curve(jnp.asarray(step) + 1), jnp.float32), 0, 1)
