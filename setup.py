@@ -25,15 +25,14 @@ CORE = [
     "tensorboardX>=2.6.2,<3",
     "tensorflow-datasets>=4.9.9,<5",
     "tokenizers>=0.21,<0.24",
-    "zstandard>=0.22,<1",
 ]
 
 EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
     "tpu": ["jax[tpu]>=0.10,<0.12"],
     "tensorflow": ["tensorflow>=2.16"],
-    "wandb": ["wandb>=0.17"],
-    "test": ["pytest>=8,<10", "pytest-timeout>=2.3,<3", "ruff>=0.6"],
+    "wandb": ["wandb>=0.19.10"],
+    "test": ["pytest>=8,<10", "pytest-timeout>=2.3,<3", "ruff>=0.6", "zstandard>=0.22,<1"],
     # torch is the independent reference of the parity suite and of bench --peer.
     "parity": ["torch>=2.4,<2.14", "transformers>=4.47,<6", "safetensors>=0.4,<1"],
 }
@@ -41,7 +40,7 @@ EXTRAS = {
 setup(
     name="wd_plasticity",
     version="0.1.0",
-    description="Which weight decay should I pretrain with, if the model will be fine-tuned afterwards?",
+    description="Which weight decay to pretrain with, if the model will be fine-tuned afterwards",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8")
     if Path(__file__).with_name("README.md").exists() else "",
     long_description_content_type="text/markdown",

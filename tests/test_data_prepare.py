@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 from wd_plasticity.config import default_config
-from wd_plasticity.data import documents
+from wd_plasticity.data import documents, sources
 from wd_plasticity.data import prepare as prepare_lib
 from wd_plasticity.data import records as records_lib
-from wd_plasticity.data import sources
 from wd_plasticity.errors import UserError
 
 EOS = 256

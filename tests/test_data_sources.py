@@ -12,8 +12,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from wd_plasticity.data import embedded
-from wd_plasticity.data import sources
+from wd_plasticity.data import embedded, sources
 from wd_plasticity.errors import UserError
 
 TEXTS = ["First.\r\nLine two é", "Second document", "Third 漢字"]

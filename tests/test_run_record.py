@@ -2,7 +2,6 @@
 
 import json
 import re
-import stat
 
 import pytest
 
@@ -86,16 +85,6 @@ def test_a_broken_record_is_one_sentence(tmp_path, text):
   (tmp_path / "config.json").write_text(text)
   with pytest.raises(UserError, match="not the record of a member"):
     run_record.check_member(tmp_path, default_config(), **FINGERPRINTS)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-  path = tmp_path / "a.json"
-  run_record.write_json(path, {"old": (1, 2)})
-  with pytest.raises(TypeError):
-    run_record.write_json(path, {"new": object()})
-  assert json.loads(path.read_text()) == {"old": [1, 2]}
-  assert list(tmp_path.iterdir()) == [path]
-  assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
 def test_versions_keep_what_an_earlier_start_ran_with(tmp_path):

@@ -25,16 +25,12 @@ def run(main: Callable[[Sequence[str]], None]):
     try:
       return _parse(argv)
     except UserError as e:
-      errors.run(lambda _: _raise(e))
+      errors.exit_with(e)
   def quiet_main(argv):
     if not flags.FLAGS["verbosity"].present:
       logging.set_verbosity(logging.WARNING)  # libraries tell at INFO what they did not find
     errors.run(main, argv)
   app.run(quiet_main, flags_parser=parse)
-
-
-def _raise(e):
-  raise e
 
 
 def _parse(argv):
@@ -53,14 +49,20 @@ def _parse(argv):
     raise UserError(f"the config file cannot be opened: {_one_line(e)}") from e
   except SyntaxError as e:
     raise UserError(f"the config file {e.filename} has a syntax error in line {e.lineno}.") from e
+  if flags.FLAGS["config"].present:
+    path = pathlib.Path(config_source()[0].split(":", 1)[0])
+    if not path.is_file():
+      raise UserError(f"there is no config file {path}; configs/ has some.")
   if len(rest) > 1:
     raise UserError(f"{rest[1]!r} is not a flag; flags start with -- and use =, see --help.")
   return rest
 
 
 def _one_line(e: BaseException) -> str:
-  text = str(e.args[0]) if isinstance(e, KeyError) and e.args else str(e)
-  return " ".join(text.replace("FATAL Flags parsing error:", "").split())
+  text = str(e.args[0] if e.args else e)
+  if text[:1] in "'\"" and text[-1:] == text[:1]:  # a KeyError within
+    text = text[1:-1].replace("\\n", " ").replace("\\'", "'")
+  return " ".join(text.split())
 
 
 def config_source(name: str = "config") -> tuple[str, dict]:

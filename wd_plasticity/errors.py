@@ -16,13 +16,18 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 143  # 128 + SIGTERM, what schedulers expect of a preempted job
 
 
+def exit_with(error: UserError):
+  """Ends the program with the sentence of a user's mistake."""
+  print(f"error: {error}", file=sys.stderr, flush=True)
+  sys.exit(EXIT_USER_ERROR)
+
+
 def run(main, argv=None):
   """Calls `main(argv)`; a user's mistake ends as one line on stderr and exit status 2."""
   try:
     return main(argv)
   except UserError as e:
-    print(f"error: {e}", file=sys.stderr, flush=True)
-    sys.exit(EXIT_USER_ERROR)
+    exit_with(e)
   except Interrupted as e:
     print(str(e), file=sys.stderr, flush=True)
     sys.exit(EXIT_INTERRUPTED)

@@ -17,8 +17,9 @@ from wd_plasticity import cli
 from wd_plasticity import members as members_lib
 from wd_plasticity.data.prepare import prepare
 from wd_plasticity.errors import UserError
+from wd_plasticity.files import write_json
 from wd_plasticity.members import Member
-from wd_plasticity.plan import describe, describe_members, make_plan
+from wd_plasticity.plan import as_record, describe, describe_members, make_plan
 from wd_plasticity.training import distributed, run_record, summary, sweep
 from wd_plasticity.training.loop import StopSignal
 
@@ -68,6 +69,9 @@ def _run(groups: list[list[Member]], plans: list, workdir: pathlib.Path):
                               tokenizer_fingerprint=prepared.tokenizer_fingerprint,
                               data_fingerprint=prepared.fingerprint)
     jobs.append((members, group_plans, prepared))
+    if distributed.is_first():
+      for member, plan in zip(members, group_plans, strict=True):
+        write_json(workdir / "members" / member.name / "plan.json", as_record(plan))
   if distributed.is_first():
     print(describe(groups[0][0], plans[0][0]), flush=True)
   sweep.train(jobs, workdir, stop)

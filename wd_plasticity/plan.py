@@ -165,7 +165,8 @@ def _memory(config, model: ModelConfig, parameters: int, mesh: dict, members_at_
   heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
   per_layer = (6 * model.width + heads + 3 * model.ffn_width) * width
   if model.remat != "none":
-    per_layer = (model.width + (heads + 2 * model.ffn_width if model.remat == "dots" else 0)) * width
+    saved = heads + 2 * model.ffn_width if model.remat == "dots" else 0
+    per_layer = (model.width + saved) * width
   tile = config.train.loss_tile_tokens or 1024
   return {
       "parameters": members * parameters * 4 // shard,
@@ -204,10 +205,21 @@ def describe(member: Member, plan: Plan) -> str:
   return "\n".join(lines)
 
 
+def as_record(plan: Plan) -> dict:
+  """The derived numbers as JSON values, stored with every member."""
+  decay = dict(zip(plan.optimizer.group_names, plan.decays.tolist(), strict=True))
+  return {
+      "parameters": plan.parameters, "steps": plan.steps, "tokens": plan.tokens,
+      "tokens_per_step": plan.tokens_per_step, "flops": plan.flops, "timescale": plan.timescale,
+      "decay_table": {name: {"group": group, "weight_decay": decay[group]}
+                      for name, group in plan.groups.items()}}
+
+
 def describe_members(members: Sequence[Member], plans: Sequence[Plan]) -> str:
   """A line per member: what differs between members that share one program."""
   lines = [f"{len(members)} member(s)",
-           f"  {'index  name':30s} {'learning rate':>13s} {'weight decay':>12s} {'seed':>5s}  timescale"]
+           f"  {'index  name':30s} {'learning rate':>13s} {'weight decay':>12s} {'seed':>5s}"
+           "  timescale"]
   for i, (member, plan) in enumerate(zip(members, plans, strict=True)):
     o = member.config.optim
     lines.append(f"  {i:5d}  {member.name:23s} {o.learning_rate:13g} {o.weight_decay:12g} "

@@ -5,13 +5,13 @@ the order of the documents or on what else there is, and equal documents cannot 
 up in two splits.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
 import hashlib
 import itertools
 import queue
 import re
 import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 
 from wd_plasticity.errors import UserError
 

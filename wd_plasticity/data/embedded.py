@@ -6,13 +6,13 @@ twenty megabytes of technical English in their docstrings. They are read through
 those of its classes and functions, in the order of the source.
 """
 
-from collections.abc import Iterator
 import ast
 import gc
 import importlib.util
 import os
 import sysconfig
 import warnings
+from collections.abc import Iterator
 
 # In this order; those which are not installed are skipped. Only hard dependencies are
 # listed, so that installing an extra does not change the corpus.

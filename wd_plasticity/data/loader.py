@@ -6,13 +6,13 @@ once, in an order of its own. The permutation of a large data set is computed pe
 index (a pseudorandom bijection), so any step is read at the same cost.
 """
 
-from collections.abc import Iterator, Sequence
 import functools
 import hashlib
+from collections.abc import Iterator, Sequence
 
 import grain
-from grain.experimental import index_shuffle
 import numpy as np
+from grain.experimental import index_shuffle
 
 from wd_plasticity.errors import UserError
 

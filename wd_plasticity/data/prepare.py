@@ -16,26 +16,24 @@ The fingerprint covers the content of every source file, the tokenizer and all f
 that change the result, so a changed source is prepared anew.
 """
 
-from collections.abc import Callable, Iterator
 import dataclasses
 import json
 import os
 import shutil
 import time
 import uuid
+from collections.abc import Callable, Iterator
 
-from absl import app
-from absl import flags
 import filelock
-from ml_collections import config_flags
 import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
 
 from wd_plasticity import errors
-from wd_plasticity.data import documents
+from wd_plasticity.data import documents, sources, tokenizers
 from wd_plasticity.data import records as records_lib
-from wd_plasticity.data import sources
-from wd_plasticity.data import tokenizers
 from wd_plasticity.errors import UserError
+from wd_plasticity.files import write_json
 
 FORMAT = 1  # raised when the same input would be prepared differently
 _BATCH_CHARACTERS = 4_000_000  # of text that is tokenised at once
@@ -201,7 +199,7 @@ def _write(data, train, validation, fingerprint, directory, report) -> None:
     _require_records(stats, data)
     stats.update(fingerprint=fingerprint, tokenizer_fingerprint=tokenizer.fingerprint,
                  seconds=round(time.monotonic() - start, 1))
-    records_lib.write_json(os.path.join(temporary, "stats.json"), stats)
+    write_json(os.path.join(temporary, "stats.json"), stats)
     os.rename(temporary, directory)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)

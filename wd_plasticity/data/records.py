@@ -1,16 +1,16 @@
 """Fixed-length records of token ids in .npy files, and the hashes of source files."""
 
-from collections.abc import Iterable, Sequence
 import contextlib
 import hashlib
 import json
 import os
 import time
-import uuid
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from wd_plasticity.errors import UserError
+from wd_plasticity.files import write_json
 
 
 class RecordWriter:
@@ -129,21 +129,6 @@ class FileHashes:
       # It only saves time, and a read-only cache of finished data is as good.
       with contextlib.suppress(OSError):
         write_json(self._path, self._known)
-
-
-def write_json(path: str, value) -> None:
-  """Writes JSON so that a reader sees the old or the new file, never a part."""
-  temporary = f"{path}.tmp-{uuid.uuid4().hex[:8]}"  # unlike tempfile's, readable by a group
-  try:
-    with open(temporary, "w", encoding="utf-8") as f:
-      json.dump(value, f, indent=1)
-      f.flush()
-      os.fsync(f.fileno())
-    os.replace(temporary, path)
-  except BaseException:
-    with contextlib.suppress(FileNotFoundError):
-      os.unlink(temporary)
-    raise
 
 
 def smallest_dtype(vocab_size: int) -> np.dtype:

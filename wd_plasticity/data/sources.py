@@ -9,8 +9,6 @@ one JSON object per line, .parquet one row per document; any of them may end in 
 .xz or .zst, or be a member of a .tar (.tgz, .txz and the endings above too).
 """
 
-from collections.abc import Iterator
-from typing import IO, Protocol
 import dataclasses
 import functools
 import glob
@@ -21,6 +19,8 @@ import lzma
 import os
 import tarfile
 import zlib
+from collections.abc import Iterator
+from typing import IO, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet

@@ -7,10 +7,10 @@ array_record are read without TensorFlow; a name that is not prepared yet, or an
 file format, needs TensorFlow.
 """
 
-from collections.abc import Iterator
 import importlib.util
 import os
 import re
+from collections.abc import Iterator
 
 from wd_plasticity.data import sources
 from wd_plasticity.errors import UserError

@@ -9,18 +9,18 @@
 | gpt2 | a folder with encoder.json and vocab.bpe, or vocab.json and merges.txt |
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 import sentencepiece
 import tokenizers as hf
 
-from wd_plasticity.data import records
 from wd_plasticity.errors import UserError
+from wd_plasticity.files import write_json
 
 KINDS = ("byte", "bpe", "json", "sentencepiece", "gpt2")
 EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|end_of_document|>", "[EOS]")
@@ -233,7 +233,7 @@ def _find_eos(find, path: str) -> int:
 
 def _write_meta(directory: str, kind: str) -> None:
   """Comes after the content: a folder without this file is not a saved tokenizer."""
-  records.write_json(os.path.join(directory, _META), {"kind": kind})
+  write_json(os.path.join(directory, _META), {"kind": kind})
 
 
 def _first_line(e: Exception) -> str:

@@ -7,7 +7,9 @@ stacked over layers, linear weights as [outputs, inputs]. A negative vocabulary 
 the head is not tied.
 """
 
+import functools
 import os
+import re
 import struct
 from typing import Any
 
@@ -109,6 +111,9 @@ class Tokenizer:
     self._ids: dict[bytes, int] = {}
     for i, piece in enumerate(pieces):
       self._ids.setdefault(piece, i)
+    # Where no piece has a space but at its start, merges cannot cross from word to word.
+    self._words_are_separate = all(b" " not in piece[1:] for piece in pieces)
+    self._encode_word = functools.lru_cache(maxsize=65536)(self._merge)
 
   @classmethod
   def read(cls, path: str | os.PathLike) -> "Tokenizer":
@@ -137,8 +142,14 @@ class Tokenizer:
 
     Characters (or the bytes of unknown ones) are merged pairwise, best score first.
     """
+    text = " " + text if text else ""
+    if self._words_are_separate:
+      return [i for word in re.findall(r"^[^ ]+| [^ ]*", text) for i in self._encode_word(word)]
+    return self._merge(text)
+
+  def _merge(self, text: str) -> list[int]:
     ids = []
-    for character in (" " + text if text else ""):
+    for character in text:
       encoded = character.encode("utf-8")
       if encoded in self._ids:
         ids.append(self._ids[encoded])

@@ -14,10 +14,10 @@
 import functools
 
 import jax
-from jax.experimental.pallas.ops.tpu import splash_attention
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 import numpy as np
+from jax.experimental.pallas.ops.tpu import splash_attention
+from jax.sharding import PartitionSpec
 
 from wd_plasticity.errors import UserError
 

@@ -5,8 +5,8 @@ H query heads, G key/value heads, K head dim, F feed-forward width, V vocabulary
 N layers.
 """
 
-from collections.abc import Mapping
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from wd_plasticity.errors import UserError

@@ -8,10 +8,10 @@ that optimizers, meshes, checkpoints and `jax.vmap` over members see arrays only
 import functools
 from typing import Any
 
-from flax import nnx
 import jax
-from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from wd_plasticity.models import layers
 from wd_plasticity.models.attention import attend

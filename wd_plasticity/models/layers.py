@@ -6,10 +6,10 @@ computed in float32 whatever the compute dtype.
 
 import math
 
-from flax import nnx
 import jax
-from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from wd_plasticity.models.config import ModelConfig
 

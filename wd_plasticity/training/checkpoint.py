@@ -27,6 +27,7 @@ from wd_plasticity.errors import UserError
 
 FORMAT = "wd_plasticity checkpoint"
 FORMAT_VERSION = 1
+CONTENTS = ("_CHECKPOINT_METADATA", "params", "opt_state", "position", "meta")
 # What orbax calls a save in progress. A step that is being deleted gets the same
 # ending, so that one killed half way is cleaned up like an unfinished save.
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -371,11 +372,12 @@ def _messages(error: BaseException | None) -> str:
 
 
 def _is_finished(path: Path) -> bool:
-  return path.is_dir() and bool(ocp.is_orbax_checkpoint(path))
+  # The rename makes this true at once; orbax's own test takes any directory for a checkpoint.
+  return all((path / name).exists() for name in CONTENTS)
 
 
 def _looks_like_step(path: Path) -> bool:
-  return any((path / name).exists() for name in ("_CHECKPOINT_METADATA", "params", "meta"))
+  return any((path / name).exists() for name in CONTENTS)
 
 
 def _is_foreign(path: Path) -> bool:

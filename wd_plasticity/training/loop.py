@@ -6,7 +6,6 @@ evaluation sums, snapshots for checkpoints) is read and written while step k+1 r
 
 import dataclasses
 import json
-import os
 import pathlib
 import signal
 import time
@@ -16,6 +15,7 @@ import numpy as np
 
 from wd_plasticity.data import loader
 from wd_plasticity.errors import Interrupted
+from wd_plasticity.files import write_json
 from wd_plasticity.members import Member, as_dict
 from wd_plasticity.plan import Plan
 from wd_plasticity.training import distributed
@@ -124,8 +124,9 @@ class ChunkTrainer:
     self.metrics = [
         MemberMetrics(d, m.name, self.start, wandb=self.config.log.wandb,
                       project=self.config.log.wandb_project, config=as_dict(m.config),
-                      enabled=distributed.is_first())
-        for d, m in zip(self.directories, self.chunk.members, strict=True)]
+                      # What a failed member has written stays as it is.
+                      enabled=distributed.is_first() and not failed)
+        for d, m, failed in zip(self.directories, self.chunk.members, self.failed, strict=True)]
     try:
       self._loop(state, hyper)
     finally:
@@ -357,9 +358,3 @@ def _read_failure(directory: pathlib.Path) -> dict | None:
   path = directory / "FAILED.json"
   return json.loads(path.read_text()) if path.exists() else None
 
-
-def write_json(path: pathlib.Path, value: dict):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(value, indent=1) + "\n")
-  os.replace(temporary, path)

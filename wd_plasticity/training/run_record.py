@@ -8,7 +8,6 @@ devices ran it.
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +19,7 @@ from ml_collections import ConfigDict
 import wd_plasticity
 from wd_plasticity.config import default_config
 from wd_plasticity.errors import UserError
+from wd_plasticity.files import write_json
 
 # Fields that change how a run is executed or reported, not what it computes.
 FREE_FIELDS = ("log.", "checkpoint.", "mesh.", "distributed.", "sweep.", "data.num_workers",
@@ -115,24 +115,6 @@ def _write_versions(path: Path) -> None:
   if before != now:
     earlier.append(before)
   write_json(path, {**now, "earlier": earlier})
-
-
-def write_json(path: str | os.PathLike, value: Any) -> None:
-  """Writes JSON so that a reader sees the old file or the new one, never a part."""
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-  try:
-    with os.fdopen(handle, "w", encoding="utf-8") as f:
-      json.dump(as_json(value), f, indent=2)
-      f.write("\n")
-      f.flush()
-      os.fsync(f.fileno())
-    os.chmod(temporary, 0o644)  # mkstemp gives 0600
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
 
 
 def as_json(value: Any) -> Any:

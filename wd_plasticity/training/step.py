@@ -107,8 +107,9 @@ class Program:
     """Hyperparameters on the devices: learning rates [M], decay per group [M, P]."""
     place = self._place(P("sweep"))
     values = {"learning_rate": learning_rates, "weight_decay": weight_decays}
-    return {k: jax.make_array_from_callback(np.shape(v), place, np.asarray(v, np.float32).__getitem__)
-            for k, v in values.items()}
+    arrays = {k: np.asarray(v, np.float32) for k, v in values.items()}
+    return {k: jax.make_array_from_callback(a.shape, place, a.__getitem__)
+            for k, a in arrays.items()}
 
   def _place(self, specs):
     return jax.tree.map(lambda s: mesh_lib.sharding(self.mesh, s), specs,

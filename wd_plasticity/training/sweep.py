@@ -10,11 +10,12 @@ import numpy as np
 
 from wd_plasticity import members as members_lib
 from wd_plasticity.data.prepare import Prepared
+from wd_plasticity.files import write_json
 from wd_plasticity.members import Member
 from wd_plasticity.plan import Plan
 from wd_plasticity.training import distributed
 from wd_plasticity.training import mesh as mesh_lib
-from wd_plasticity.training.loop import Chunk, ChunkTrainer, StopSignal, write_json
+from wd_plasticity.training.loop import Chunk, ChunkTrainer, StopSignal
 from wd_plasticity.training.progress import Progress
 from wd_plasticity.training.step import Program, StepOptions
 
