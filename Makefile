@@ -1,0 +1,44 @@
+# make quickstart   pretrain a sweep on the embedded corpus, from nothing
+# make test         the default tests
+# make parity       the tests against torch and transformers
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKDIR ?= runs/quickstart
+PY = $(VENV)/bin/python
+
+.PHONY: quickstart test test-slow parity lint lock clean
+
+quickstart: $(VENV)/core
+	$(PY) -m wd_plasticity.main --config=configs/quickstart.py --workdir=$(WORKDIR)
+
+test: $(VENV)/core
+	$(PY) -m pytest
+
+test-slow: $(VENV)/core
+	$(PY) -m pytest -m slow
+
+parity: $(VENV)/parity
+	$(PY) -m pytest -m "not slow" tests/parity
+
+lint: $(VENV)/core
+	$(PY) -m ruff check .
+
+$(VENV)/core: requirements.lock setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "error: Python 3.11, 3.12 or 3.13 is needed; name one: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+$(VENV)/parity: $(VENV)/core requirements-parity.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock -r requirements-parity.txt
+	touch $@
+
+# The pinned versions, for every supported Python at once.
+lock:
+	uv pip compile setup.py --universal --python-version 3.11 --extra test --no-header -o requirements.lock
+
+clean:
+	rm -rf $(VENV)
