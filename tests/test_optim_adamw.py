@@ -153,19 +153,16 @@ def test_numpy_trajectory(convention, beta2):
     ("independent", -(0.05 * 1.5 + 0.5 * 0.5)),
     ("l2", -0.05 * 3 * (0.5 + 0.5)),
 ])
-def test_decayed_step_by_hand(convention, by_hand):
+def test_one_step_of_the_chain_by_hand(convention, by_hand):
   grads, params = {"a": jnp.float32(0.5)}, {"a": jnp.float32(2.0)}
 
   def step(wd):
-    def adam(grads):
-      return jax.tree.map(lambda g: 3 * g, grads), "state"
+    chain = adamw.adamw_chain(convention, optax.scale(3), optax.identity(),
+                              {"a": jnp.float32(wd)}, 0.05, 0.5)
+    return chain.update(grads, chain.init(params), params)[0]["a"]
 
-    return adamw.decayed_step(convention, adam, grads, params, {"a": jnp.float32(wd)}, 0.05, 0.5)
-
-  updates, state = step(0.25)
-  assert state == "state"
-  np.testing.assert_allclose(updates["a"], by_hand, rtol=1e-6)
-  assert step(0.0)[0]["a"] == jnp.float32(-0.05) * jnp.float32(1.5)  # exactly no decay
+  np.testing.assert_allclose(step(0.25), by_hand, rtol=1e-6)
+  assert step(0.0) == jnp.float32(-0.05) * jnp.float32(1.5)  # exactly no decay
 
 
 def test_independent_equals_learning_rate_with_decay_over_rate():
@@ -249,19 +246,24 @@ def test_zero_weights_have_ratio_zero():
   assert info["update_ratio"][0] == 0.0 and info["update_norm"][0] > 0
 
 
+def adam_state(state):
+  (adam,) = [s for s in state if isinstance(s, optax.ScaleByAdamState)]
+  return adam
+
+
 def test_state_mirrors_params_in_float32():
   _, params, *_ = setup("learning_rate")
   opt = make(groups_lib.assign_groups(params))
   half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params)
   state = opt.init(half)
-  for moment in ("mu", "nu"):
-    assert jax.tree.structure(state[moment]) == jax.tree.structure(params)
-    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state[moment]))
+  for moment in (adam_state(state).mu, adam_state(state).nu):
+    assert jax.tree.structure(moment) == jax.tree.structure(params)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(moment))
   hyper = {"learning_rate": jnp.float32(0.1), "weight_decay": jnp.ones(len(opt.group_names))}
   _, after, _ = jax.jit(opt.update)(half, state, params, hyper, 0)  # gradients in bfloat16
   assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
       lambda x: (x.shape, x.dtype), state)
-  assert int(after["count"]) == 1
+  assert int(adam_state(after).count) == 1
 
 
 @pytest.mark.parametrize("convention", adamw.CONVENTIONS)

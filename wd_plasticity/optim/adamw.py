@@ -1,7 +1,7 @@
 """AdamW with the weight decay of every parameter group as a traced number.
 
 The chain is: clip by global norm -> Adam -> weight decay -> learning rate. Weight
-decay is applied in `decayed_step`, and nowhere else.
+decay is applied in `adamw_chain`, and nowhere else.
 
 Learning rate and weight decay are arguments of `update`, not constants of the
 program: members of a sweep share one compiled step, and `jax.vmap` over the
@@ -23,55 +23,66 @@ from wd_plasticity.optim.groups import group_names, name_of
 CONVENTIONS = ("learning_rate", "independent", "l2")
 
 
-def decayed_step(convention, adam, grads, params, decay, learning_rate, multiplier):
-  """One step of Adam with weight decay. THIS IS WHERE WEIGHT DECAY IS APPLIED.
+def adamw_chain(convention, adam, clip, decay, learning_rate, multiplier):
+  """The optax chain of one step. THIS IS WHERE WEIGHT DECAY IS APPLIED.
 
   Args:
     convention: one of `CONVENTIONS`.
-    adam: function from gradients to (Adam direction u, new state).
-    grads: gradients g, after clipping.
-    params: weights w.
+    adam: optax transformation from gradients g to the Adam direction u.
+    clip: optax transformation that clips gradients.
     decay: lambda of every parameter, a tree of scalars.
     learning_rate: of this step, eta * s_t.
     multiplier: s_t, the learning-rate schedule without the peak eta.
-
-  Returns:
-    (what to add to the weights, new state).
   """
-  shrink = jax.tree.map(lambda wd, w: wd * w, decay, params)  # lambda w
-
+  step_size = optax.scale(-learning_rate)
   if convention == "l2":
     # g <- g + lambda w before the moments, w <- w - eta s_t u: decay is divided by
     # sqrt(nu) like any gradient. torch.optim.Adam(weight_decay=lambda).
-    u, state = adam(jax.tree.map(jnp.add, grads, shrink))
-    return jax.tree.map(lambda u: -learning_rate * u, u), state
-
-  u, state = adam(grads)
+    return optax.chain(clip, add_decay(decay), adam, step_size)
   if convention == "learning_rate":
     # w <- w - eta s_t (u + lambda w). torch.optim.AdamW, optax.adamw.
-    return jax.tree.map(lambda u, d: -learning_rate * (u + d), u, shrink), state
+    return optax.chain(clip, adam, add_decay(decay), step_size)
   # "independent" of the peak eta: w <- w - s_t (eta u + lambda w). Loshchilov and
   # Hutter (1711.05101, algorithm 2), Wortsman et al. (2309.14322), big_vision.
-  return jax.tree.map(lambda u, d: -(learning_rate * u + multiplier * d), u, shrink), state
+  return optax.chain(clip, adam, step_size, add_decay(decay, -multiplier))
 
 
-def adam_direction(grads, opt_state, beta1, beta2, eps):
-  """u = mu^ / (sqrt(nu^) + eps) of Adam (Kingma and Ba, 1412.6980), and the new state.
+def add_decay(decay, factor=1.0):
+  """Adds factor * lambda * w to the update of each weight w.
 
-  Like `optax.scale_by_adam` but for the bias corrections 1 - beta^n: in float32
-  the first is off by 1.3e-5 for beta 0.999, which takes weights up to 2e-5 away from
-  those of torch within 50 steps. -expm1(n log beta) does not cancel.
+  `optax.add_decayed_weights` with a lambda for every parameter, a tree of scalars, in
+  place of one lambda and a mask.
   """
-  count = optax.safe_increment(opt_state["count"])
-  mu = optax.tree.update_moment(grads, opt_state["mu"], beta1, 1)
-  nu = optax.tree.update_moment(grads, opt_state["nu"], beta2, 2)
+  def update(updates, params):
+    return jax.tree.map(lambda u, wd, w: u + factor * wd * w, updates, decay, params)
+  return optax.stateless(update)
 
-  def correction(beta):
-    return -jnp.expm1(count * math.log(beta)) if beta else jnp.float32(1.0)
 
-  mean, square = correction(beta1), correction(beta2)
-  u = jax.tree.map(lambda m, v: (m / mean) / (jnp.sqrt(v / square) + eps), mu, nu)
-  return u, {"count": count, "mu": mu, "nu": nu}
+def scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation:
+  """u = mu^ / (sqrt(nu^) + eps) of Adam (Kingma and Ba, 1412.6980).
+
+  Like `optax.scale_by_adam`, whose state it has, but for the bias corrections
+  1 - beta^n: in float32 the first is off by 1.3e-5 for beta 0.999, which takes weights
+  up to 2e-5 away from those of torch within 50 steps. -expm1(n log beta) does not cancel.
+  """
+  def update(grads, state, params=None):
+    del params
+    count = optax.safe_increment(state.count)
+    mu = optax.tree.update_moment(grads, state.mu, beta1, 1)
+    nu = optax.tree.update_moment(grads, state.nu, beta2, 2)
+
+    def correction(beta):
+      return -jnp.expm1(count * math.log(beta)) if beta else jnp.float32(1.0)
+
+    mean, square = correction(beta1), correction(beta2)
+    u = jax.tree.map(lambda m, v: (m / mean) / (jnp.sqrt(v / square) + eps), mu, nu)
+    return u, optax.ScaleByAdamState(count, mu, nu)
+
+  def init(params):
+    mu, nu = (optax.tree.zeros_like(params, dtype=jnp.float32) for _ in range(2))
+    return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), mu, nu)
+
+  return optax.GradientTransformation(init, update)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,19 +105,19 @@ class Optimizer:
   def group_names(self) -> tuple[str, ...]:
     return group_names(self.groups)
 
-  def init(self, params: Any) -> dict[str, Any]:
-    """The state before the first update: zero float32 moments shaped like `params`.
+  def init(self, params: Any) -> optax.OptState:
+    """The state of the optax chain before the first update."""
+    return self._chain(jax.tree.map(lambda _: 0.0, params), 0.0, 0.0).init(params)
 
-    Returns:
-      {'count': int32[], 'mu': tree like params, 'nu': tree like params}.
-    """
-    mu, nu = (optax.tree.zeros_like(params, dtype=jnp.float32) for _ in range(2))
-    return {"count": jnp.zeros([], jnp.int32), "mu": mu, "nu": nu}
+  def _chain(self, decay, learning_rate, multiplier) -> optax.GradientTransformation:
+    clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
+    adam = scale_by_adam(self.beta1, self.beta2, self.eps)
+    return adamw_chain(self.convention, adam, clip, decay, learning_rate, multiplier)
 
   def update(
-      self, grads: Any, opt_state: dict[str, Any], params: Any, hyper: Mapping[str, jax.Array],
+      self, grads: Any, opt_state: optax.OptState, params: Any, hyper: Mapping[str, jax.Array],
       step: jax.Array | int,
-  ) -> tuple[Any, dict[str, Any], dict[str, jax.Array]]:
+  ) -> tuple[Any, optax.OptState, dict[str, jax.Array]]:
     """One update.
 
     Args:
@@ -135,14 +146,8 @@ class Optimizer:
 
     grads = optax.tree.cast(grads, jnp.float32)
     grad_norm = optax.tree.norm(grads)
-    if self.clip_norm:
-      grads, _ = optax.clip_by_global_norm(self.clip_norm).update(grads, optax.EmptyState())
-
-    def adam(grads):
-      return adam_direction(grads, opt_state, self.beta1, self.beta2, self.eps)
-
-    updates, opt_state = decayed_step(
-        self.convention, adam, grads, params, decay, learning_rate, multiplier)
+    updates, opt_state = self._chain(decay, learning_rate, multiplier).update(
+        grads, opt_state, params)
 
     if self.convention == "independent":
       weight_decay_P = weight_decay_P * multiplier
@@ -186,7 +191,7 @@ def make_optimizer(
     beta2: decay rate of the mean of squared gradients.
     eps: added to the square root of the second moment, after bias correction.
     clip_norm: global gradient norm above which gradients are scaled down; 0: never.
-    convention: what weight decay means, see `decayed_step`.
+    convention: what weight decay means, see `adamw_chain`.
     learning_rate_schedule: step to multiplier of the peak learning rate.
     decay_schedule: step to multiplier of the weight decay.
 
