@@ -1,4 +1,4 @@
-"""Causal attention in three implementations with one meaning.
+"""Causal attention in four implementations with one meaning.
 
 | name   | where       | needs                                                          |
 |--------|-------------|----------------------------------------------------------------|
@@ -6,6 +6,7 @@
 | cudnn  | NVIDIA GPU  | bfloat16, head dim a multiple of 8 and at most 128 (Hopper: 256);|
 |        |             | packed rows: an even length                                    |
 | splash | TPU         | length a multiple of 128                                       |
+| blocks | CPU         | nothing; skips most of the masked scores and stores none       |
 
 `auto` takes the fused one of the platform where it can be used, else plain. Packed rows
 (`segment_ids_BxL`) mean the same in all: a token attends to earlier tokens of its own id.
@@ -20,6 +21,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec
 
 from wd_plasticity.errors import UserError
+from wd_plasticity.models.attention_cpu import block_attention
 
 _SPLASH_BLOCK = 128  # lanes of the TPU's vector unit
 
@@ -33,7 +35,7 @@ def attend(q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, *,
     k_BxLxGxK: keys; G divides H.
     v_BxLxGxK: values.
     segment_ids_BxL: int document ids of packed rows, or None.
-    implementation: auto, plain, cudnn or splash.
+    implementation: auto, plain, cudnn, splash or blocks.
 
   Returns:
     y_BxLxHxK in the dtype of the queries.
@@ -44,21 +46,22 @@ def attend(q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, *,
   _, length, _, head_dim = q_BxLxHxK.shape
   name = choose(implementation, length=length, head_dim=head_dim, dtype=q_BxLxHxK.dtype,
                 packed=segment_ids_BxL is not None)
-  run = {"plain": _plain, "cudnn": _cudnn, "splash": _splash}[name]
+  run = {"plain": _plain, "cudnn": _cudnn, "splash": _splash, "blocks": block_attention}[name]
   return run(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, segment_ids_BxL)
 
 
 def choose(implementation: str, *, length: int, head_dim: int, dtype: jnp.dtype,
            packed: bool) -> str:
-  """The implementation that `attend` uses: plain, cudnn or splash.
+  """The implementation that `attend` uses: plain, cudnn, splash or blocks.
 
   Raises:
     UserError: as `attend`.
   """
   obstacles = {"plain": lambda: "", "cudnn": lambda: _cudnn_obstacle(
-      length, head_dim, dtype, packed), "splash": lambda: _splash_obstacle(length)}
+      length, head_dim, dtype, packed), "splash": lambda: _splash_obstacle(length),
+      "blocks": _blocks_obstacle}
   if implementation == "auto":
-    return next(name for name in ("cudnn", "splash", "plain") if not obstacles[name]())
+    return next(name for name in ("cudnn", "splash", "blocks", "plain") if not obstacles[name]())
   if implementation not in obstacles:
     raise UserError(f"model.attention={implementation!r} is unknown; use auto, "
                     f"{', '.join(obstacles)}.")
@@ -88,14 +91,19 @@ def _splash_obstacle(length) -> str:
   return ""
 
 
+def _blocks_obstacle() -> str:
+  if jax.default_backend() != "cpu":
+    return f"is made for CPUs and this process computes on {jax.default_backend()}"
+  return ""
+
+
 def _same_document(segment_ids_BxL):
   """Bool mask [B, 1, L, L]."""
   return segment_ids_BxL[:, None, :, None] == segment_ids_BxL[:, None, None, :]
 
 
 def _plain(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, segment_ids_BxL):
-  # In float32 throughout: products of bfloat16 inputs are slow on CPUs, which use this
-  # implementation for training.
+  # In float32 throughout: this is what the others are tested against.
   length, num_heads, head_dim = q_BxLxHxK.shape[1:]
   num_kv_heads = k_BxLxGxK.shape[2]
   q, k, v = (t.astype(jnp.float32) for t in (q_BxLxHxK, k_BxLxGxK, v_BxLxGxK))

@@ -15,7 +15,7 @@ CHOICES = {
     "norm_position": ("pre", "post"),
     "init": ("scaled", "truncated"),
     "compute_dtype": ("float32", "bfloat16"),
-    "attention": ("auto", "plain", "cudnn", "splash"),
+    "attention": ("auto", "plain", "cudnn", "splash", "blocks"),
     "remat": ("none", "dots", "full"),
 }
 

@@ -37,7 +37,7 @@ class Attention(nnx.Module):
 
   def __call__(self, x_BxLxD, rope, segment_ids_BxL):
     config = self.config
-    q, k, v = self.query(x_BxLxD), self.key(x_BxLxD), self.value(x_BxLxD)
+    q, k, v = layers.apply_linears(x_BxLxD, self.query, self.key, self.value)
     if config.qk_norm:  # over the whole projection, before it is cut into heads
       q, k = self.query_norm(q), self.key_norm(k)
     heads = lambda t: t.reshape(*t.shape[:2], -1, config.head_dim)
@@ -58,7 +58,7 @@ class FeedForward(nnx.Module):
                               residual_output=True)
 
   def __call__(self, x_BxLxD):
-    return self.down(jax.nn.silu(self.gate(x_BxLxD)) * self.up(x_BxLxD))
+    return self.down(layers.swiglu(*layers.apply_linears(x_BxLxD, self.gate, self.up)))
 
 
 class Block(nnx.Module):

@@ -5,6 +5,7 @@ computed in float32 whatever the compute dtype.
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,47 +26,73 @@ def _dot(x, w, output_dtype):
 
 
 @jax.custom_vjp
-def _bfloat16_product(x, w):
-  """Product of bfloat16 inputs whose three products all have float32 outputs.
+def _bfloat16_products(x, kernels):
+  """Products of bfloat16 x with several kernels, fast on CPUs in both directions.
 
-  XLA on CPU has a fast bfloat16 product only with float32 outputs; one with bfloat16
-  outputs, which plain differentiation would make in the backward pass, is up to a
-  hundred times slower.
+  XLA on CPU has a fast bfloat16 product only for float32 outputs and for a left side
+  whose last axis is contracted; the others, which plain differentiation would make in
+  the backward pass, are two to a hundred times slower. So the three products here have
+  float32 outputs, and x is kept transposed, once for all kernels.
   """
-  return _dot(x, w.astype(jnp.bfloat16), jnp.float32).astype(jnp.bfloat16)
+  return _bfloat16_products_forward(x, kernels)[0]
 
 
-def _bfloat16_product_forward(x, w):
-  return _bfloat16_product(x, w), (x, w)
+def _bfloat16_products_forward(x, kernels):
+  ys = tuple(_dot(x, w.astype(jnp.bfloat16), jnp.float32).astype(jnp.bfloat16) for w in kernels)
+  x_IxP = x.reshape(-1, x.shape[-1]).T
+  return ys, (x_IxP, kernels)
 
 
-def _bfloat16_product_backward(residuals, dy):
-  x, w = residuals
-  x_PxI, dy_PxO = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-  dx = _dot(dy, w.astype(jnp.bfloat16).T, jnp.float32).astype(x.dtype)
-  dw = _dot(x_PxI.T, dy_PxO, jnp.float32).astype(w.dtype)
-  return dx, dw
+def _bfloat16_products_backward(residuals, dys):
+  x_IxP, kernels = residuals
+  dx = sum(_dot(dy, w.astype(jnp.bfloat16).T, jnp.float32)
+           for dy, w in zip(dys, kernels, strict=True))
+  dkernels = tuple(_dot(x_IxP, dy.reshape(-1, dy.shape[-1]), jnp.float32).astype(w.dtype)
+                   for dy, w in zip(dys, kernels, strict=True))
+  return dx.astype(x_IxP.dtype), dkernels
 
 
-_bfloat16_product.defvjp(_bfloat16_product_forward, _bfloat16_product_backward)
+_bfloat16_products.defvjp(_bfloat16_products_forward, _bfloat16_products_backward)
 
 
-def matmul(x: jax.Array, w: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """x[..., I] @ w[I, O] in `dtype`; every product with weights in the decoder is this one.
+def matmuls(x: jax.Array, kernels: Sequence[jax.Array], dtype: jnp.dtype) -> tuple[jax.Array, ...]:
+  """x[..., I] @ w[I, O] for each w, in `dtype`; all products with weights of the decoder.
 
   Args:
     x: activations [..., I].
-    w: float32 weights [I, O], cast here.
-    dtype: of the inputs of the product and of the result.
+    kernels: float32 weights [I, O] each, cast here.
+    dtype: of the inputs of the products and of the results.
 
   Returns:
-    [..., O] in `dtype`, accumulated in float32.
+    [..., O] for each kernel in `dtype`, accumulated in float32.
   """
   if dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
-    y = _bfloat16_product(x.astype(dtype), w)
+    ys = _bfloat16_products(x.astype(dtype), tuple(kernels))
   else:
-    y = _dot(x.astype(dtype), w.astype(dtype), dtype)
-  return checkpoint_name(y, "matmul")
+    ys = (_dot(x.astype(dtype), w.astype(dtype), dtype) for w in kernels)
+  return tuple(checkpoint_name(y, "matmul") for y in ys)
+
+
+@jax.custom_vjp
+def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+  """silu(gate) * up (Shazeer 2020), computed in float32; keeps only its two arguments."""
+  return _swiglu_forward(gate, up)[0]
+
+
+def _swiglu_forward(gate, up):
+  y = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
+  return y.astype(gate.dtype), (gate, up)
+
+
+def _swiglu_backward(residuals, dy):
+  gate, up, dy = (t.astype(jnp.float32) for t in (*residuals, dy))
+  share = jax.nn.sigmoid(gate)
+  dgate = dy * up * share * (1 + gate * (1 - share))
+  dup = dy * gate * share
+  return dgate.astype(residuals[0].dtype), dup.astype(residuals[1].dtype)
+
+
+swiglu.defvjp(_swiglu_forward, _swiglu_backward)
 
 
 def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
@@ -125,7 +152,12 @@ class Linear(nnx.Module):
     self.dtype = jnp.dtype(config.compute_dtype)
 
   def __call__(self, x):
-    return matmul(x, self.kernel[...], self.dtype)
+    return apply_linears(x, self)[0]
+
+
+def apply_linears(x: jax.Array, *linears: Linear) -> tuple[jax.Array, ...]:
+  """The outputs of several `Linear`s with one input."""
+  return matmuls(x, [linear.kernel[...] for linear in linears], linears[0].dtype)
 
 
 class RMSNorm(nnx.Module):

@@ -110,6 +110,9 @@ def _weighted_sums(x_BxLxD, w_DxV, targets_BxL, weights_BxL, z_loss, tile_length
 
 def _weighted_sums_forward(x_BxLxD, w_DxV, targets_BxL, weights_BxL, z_loss, tile_length):
   w = w_DxV.astype(x_BxLxD.dtype)
+  # On CPU only products that contract the last axis of their left side are fast in
+  # bfloat16; transposed outside the loop, XLA cannot fold the transpose into the product.
+  x_DxBxL = jnp.moveaxis(x_BxLxD, 2, 0)
 
   def step(carry, start, size):
     losses_BxL, lse_BxL, dx_BxLxD, dw_DxV = carry
@@ -121,7 +124,8 @@ def _weighted_sums_forward(x_BxLxD, w_DxV, targets_BxL, weights_BxL, z_loss, til
     dlogits = probabilities * (1 + 2 * z_loss * lse)[..., None] - is_target
     dlogits = (dlogits * _cut(weights_BxL, start, size)[..., None]).astype(x.dtype)
     dx = jnp.einsum("btv,dv->btd", dlogits, w, preferred_element_type=jnp.float32)
-    dw_DxV += jnp.einsum("btd,btv->dv", x, dlogits, preferred_element_type=jnp.float32)
+    x_DxBxT = jax.lax.dynamic_slice_in_dim(x_DxBxL, start, size, axis=2)
+    dw_DxV += jnp.einsum("dbt,btv->dv", x_DxBxT, dlogits, preferred_element_type=jnp.float32)
     return (_paste(losses_BxL, losses, start), _paste(lse_BxL, lse, start),
             _paste(dx_BxLxD, dx, start), dw_DxV)
 
