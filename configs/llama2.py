@@ -11,8 +11,7 @@ a size needs before anything is run.
 """
 
 from wd_plasticity.cli import parse_arguments
-from wd_plasticity.config import default_config
-from wd_plasticity.models.config import preset_section
+from wd_plasticity.presets import sized_config
 
 # Size: peak learning rate, sequences per step.
 _STUDY = {"0.5b": (2.5e-4, 512), "1b": (2.0e-4, 512), "4b": (1.5e-4, 1024)}
@@ -20,21 +19,13 @@ _STUDY = {"0.5b": (2.5e-4, 512), "1b": (2.0e-4, 512), "4b": (1.5e-4, 1024)}
 
 def get_config(arguments=None):
   args = parse_arguments(arguments, size="35m", tpp=20.0)
-  config = default_config()
-  config.name = f"llama2-{args['size']}-{args['tpp']:g}tpp"
-  config.model.update(preset_section("llama2", args["size"]))
-  config.model.compute_dtype = "bfloat16"
-  config.train.tokens_per_parameter = args["tpp"]
-  config.data.tokenizer.vocab_size = 32_000
-  config.data.sequence_length = 2048
+  config = sized_config("llama2", args["size"], args["tpp"])
   if args["size"] in _STUDY:
     config.optim.learning_rate, config.train.global_batch_size = _STUDY[args["size"]]
+    config.data.sequence_length = 2048
+    config.train.accumulate_steps = 8
     config.model.remat = "dots"
     config.mesh.update(data=1, fsdp=-1)
-  else:
-    config.optim.learning_rate = min(3e-3, 0.6 / config.model.width)
-    config.data.sequence_length = 512
-    config.train.global_batch_size = 64
   return config
 
 

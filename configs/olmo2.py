@@ -8,32 +8,22 @@ input embedding is not decayed, and z-loss is on.
 """
 
 from wd_plasticity.cli import parse_arguments
-from wd_plasticity.config import default_config
-from wd_plasticity.models.config import preset_section
+from wd_plasticity.presets import sized_config
 
 
 def get_config(arguments=None):
   args = parse_arguments(arguments, size="35m", tpp=20.0, schedule="cosine")
-  config = default_config()
-  config.name = f"olmo2-{args['size']}-{args['tpp']:g}tpp"
-  config.model.update(preset_section("olmo2", args["size"]))
-  config.model.compute_dtype = "bfloat16"
-  config.train.tokens_per_parameter = args["tpp"]
+  config = sized_config("olmo2", args["size"], args["tpp"])
   config.train.z_loss = 1e-5
-  config.data.tokenizer.vocab_size = 32_000
   config.optim.decay.preset = "no_embeddings"
   config.optim.schedule.name = args["schedule"]
   if args["size"] == "1b":
     config.optim.learning_rate = 4e-4
     config.optim.schedule.warmup = "8.39e9 tokens"
     config.data.sequence_length = 4096
-    config.train.global_batch_size = 512
+    config.train.update(global_batch_size=512, accumulate_steps=8)
     config.model.remat = "dots"
     config.mesh.update(data=1, fsdp=-1)
-  else:
-    config.optim.learning_rate = min(3e-3, 0.6 / config.model.width)
-    config.data.sequence_length = 512
-    config.train.global_batch_size = 64
   return config
 
 

@@ -6,7 +6,6 @@ import sys
 import time
 import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -190,13 +189,3 @@ def test_work_unit_status_reaches_the_platform(monkeypatch):
   monkeypatch.setattr(logging, "info", lambda text, *args: lines.append(text % args))
   metrics.work_unit_status("pretraining wd0.1-seed0", 0.25)
   assert lines == ["Setting work unit notes: pretraining wd0.1-seed0 (25%)"]
-
-
-def test_parameter_overview_of_shapes_and_arrays():
-  shape = {"embed": {"embedding": jax.ShapeDtypeStruct((1000, 8), jnp.float32)},
-           "final_norm": {"scale": jax.ShapeDtypeStruct((8,), jnp.float32)}}
-  text = metrics.parameter_overview(shape)
-  assert "embed/embedding" in text and "(1000, 8)" in text
-  assert text.endswith("Total: 8,008 -- 32,032 bytes")
-  arrays = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
-  assert metrics.parameter_overview(arrays) == text

@@ -197,4 +197,4 @@ def test_decay_table_rows():
   rows = groups_lib.decay_table(tree, groups, 0.1, dict.fromkeys(groups.values(), 2.0))
   assert [r.parameter for r in rows] == sorted(EXPECTED)
   assert sum(r.count for r in rows) == sum(np.prod(x.shape) for x in jax.tree.leaves(tree))
-  assert rows[0] == ("embed/embedding", (V, D), V * D, "embedding", 0.2)
+  assert rows[0] == groups_lib.DecayRow("embed/embedding", (V, D), V * D, "embedding", 0.2)

@@ -1,8 +1,8 @@
 """What is derived before a run, and impossible combinations, refused in one sentence."""
 
 import pytest
-
 import tiny
+
 from wd_plasticity.config import default_config
 from wd_plasticity.errors import UserError
 from wd_plasticity.models.config import preset_section

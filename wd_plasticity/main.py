@@ -71,7 +71,9 @@ def _run(groups: list[list[Member]], plans: list, workdir: pathlib.Path):
     jobs.append((members, group_plans, prepared))
     if distributed.is_first():
       for member, plan in zip(members, group_plans, strict=True):
-        write_json(workdir / "members" / member.name / "plan.json", as_record(plan))
+        directory = workdir / "members" / member.name
+        write_json(directory / "plan.json", as_record(plan))
+        prepared.tokenizer.save(directory / "tokenizer")  # what the checkpoints were trained with
   if distributed.is_first():
     print(describe(groups[0][0], plans[0][0]), flush=True)
   sweep.train(jobs, workdir, stop)

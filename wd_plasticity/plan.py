@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from wd_plasticity.config import parse_length
@@ -31,7 +32,7 @@ class Plan:
     flops: of the whole training, forward and backward, without recomputation
       (convention in models/flops.py).
     memory_bytes: estimate per device while training, by part.
-    groups: parameter name -> decay group.
+    decay_table: a row per parameter: its group and its weight decay.
     decays: weight decay of each of `optimizer.group_names`, f32 [P].
     timescale: 1/(lr wd) at the peak, in steps, tokens and as a fraction of the run; None
       without decay or for coupled L2.
@@ -44,7 +45,7 @@ class Plan:
   tokens: int
   flops: float
   memory_bytes: dict
-  groups: dict
+  decay_table: tuple
   decays: np.ndarray
   timescale: dict | None
   log_every: int
@@ -78,7 +79,8 @@ def make_plan(config: ConfigDict, num_devices: int, members_at_once: int = 1) ->
       flops=flops.train_flops_per_token(model, config.data.sequence_length)
       * steps * tokens_per_step,
       memory_bytes=_memory(config, model, parameters["total"], mesh, members_at_once),
-      groups=group_of,
+      decay_table=tuple(groups.decay_table(shapes, group_of, config.optim.weight_decay,
+                                           multipliers)),
       decays=np.array([config.optim.weight_decay * multipliers[g] for g in optimizer.group_names],
                       np.float32),
       timescale=adamw.timescale(config.optim.learning_rate, config.optim.weight_decay,
@@ -195,24 +197,18 @@ def describe(member: Member, plan: Plan) -> str:
       f"weight decay {config.optim.weight_decay:g} ({config.optim.decay.convention}, "
       f"{config.optim.decay.preset})",
       "  timescale  " + _timescale(plan),
-      "  decay table",
+      "  which parameter is decayed by how much:",
+      parameter_overview.make_table(list(plan.decay_table)),
   ]
-  shapes = jax.eval_shape(lambda: decoder.init_params(m, jax.random.key(0)))
-  decay = dict(zip(plan.optimizer.group_names, plan.decays.tolist(), strict=True))
-  for name, leaf in mesh_lib.flat_names(shapes).items():
-    group = plan.groups[name]
-    lines.append(f"    {name:38s} {str(tuple(leaf.shape)):22s} {group:13s} {decay[group]:g}")
   return "\n".join(lines)
 
 
 def as_record(plan: Plan) -> dict:
   """The derived numbers as JSON values, stored with every member."""
-  decay = dict(zip(plan.optimizer.group_names, plan.decays.tolist(), strict=True))
   return {
       "parameters": plan.parameters, "steps": plan.steps, "tokens": plan.tokens,
       "tokens_per_step": plan.tokens_per_step, "flops": plan.flops, "timescale": plan.timescale,
-      "decay_table": {name: {"group": group, "weight_decay": decay[group]}
-                      for name, group in plan.groups.items()}}
+      "decay_table": [dataclasses.asdict(row) for row in plan.decay_table]}
 
 
 def describe_members(members: Sequence[Member], plans: Sequence[Plan]) -> str:

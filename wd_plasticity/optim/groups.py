@@ -12,10 +12,11 @@ With tied embeddings `embed/embedding` is the head as well and there is no
 uses (so `no_embeddings` leaves a tied head undecayed too).
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -47,7 +48,8 @@ PRESETS = {
 }
 
 
-class DecayRow(NamedTuple):
+@dataclasses.dataclass(frozen=True, order=True)
+class DecayRow:
   """One line of the decay table: a parameter and the weight decay it is given."""
   parameter: str
   shape: tuple[int, ...]

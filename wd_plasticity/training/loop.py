@@ -180,6 +180,9 @@ class ChunkTrainer:
     train, data = self.config.train, self.config.data
     place = mesh_lib.BatchPlacer(self.program.mesh, self.program.num_members,
                                  train.global_batch_size)
+    if jax.process_count() > 1:
+      print(f"process {jax.process_index()} reads {len(place.rows)} of the "
+            f"{train.global_batch_size} sequences of a step.", flush=True)
     seeds = [self._padded[m].config.seed for m in place.members]
     source = loader.BatchSource(self.chunk.prepared.training_records, seeds,
                                 train.global_batch_size, rows=place.rows)

@@ -236,14 +236,3 @@ def work_unit_status(message: str, progress: float) -> None:
     progress: fraction done, 0 to 1.
   """
   platform.work_unit().set_notes(f"{message} ({progress:.0%})")
-
-
-def parameter_overview(params: Mapping) -> str:
-  """A table of names, shapes, types and sizes with the total.
-
-  Args:
-    params: nested dict of arrays or `jax.ShapeDtypeStruct`; values are not read.
-  """
-  from clu import parameter_overview as overview  # imports JAX, which reports do without
-
-  return overview.get_parameter_overview(params, include_stats=False)
