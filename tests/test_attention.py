@@ -81,9 +81,10 @@ def test_splash_interpreted(packed):
 def test_splash_gradients_of_packed_rows():
   q, k, v, ids = inputs(batch=1, length=128, heads=2, kv_heads=1, head_dim=8)
   weights = np.random.default_rng(9).normal(size=q.shape).astype(np.float32)
-  got = jax.grad(lambda *t: (splash(*t, ids) * weights).sum(), (0, 1, 2))(q, k, v)
-  want = jax.grad(lambda *t: (attention._plain(*t, ids) * weights).sum(), (0, 1, 2))(q, k, v)
-  for a, b in zip(got, want):
+  got, want = (
+      jax.jit(jax.grad(lambda *t: (f(*t, ids) * weights).sum(), (0, 1, 2)))(q, k, v)  # noqa: B023
+      for f in (splash, attention._plain))
+  for a, b in zip(got, want, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -131,7 +132,7 @@ def test_cudnn(head_dim, packed):
     (_, y), grads = jax.jit(jax.value_and_grad(f, (0, 1, 2), has_aux=True))(q, k, v)
     return y, *grads
 
-  for got, want in zip(total("cudnn"), total("plain")):
+  for got, want in zip(total("cudnn"), total("plain"), strict=True):
     got, want = (np.asarray(t, np.float32) for t in (got, want))
     assert np.linalg.norm(got - want) < 0.01 * np.linalg.norm(want)
 

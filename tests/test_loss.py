@@ -52,13 +52,14 @@ def test_values():
   x, w, targets, weights = inputs()
   nll, lse = dense_losses(x, w, targets)
   for tile_tokens in TILES:
-    loss_sum, z_sum = loss.next_token_loss(
-        x, w, targets, weights, z_loss=Z_LOSS, tile_tokens=tile_tokens)
+    loss_sum, z_sum = jax.jit(functools.partial(
+        loss.next_token_loss, z_loss=Z_LOSS, tile_tokens=tile_tokens))(x, w, targets, weights)
     assert loss_sum.dtype == z_sum.dtype == jnp.float32
     np.testing.assert_allclose(loss_sum, (weights * nll).sum(), rtol=2e-6)
     np.testing.assert_allclose(z_sum, Z_LOSS * (weights * lse**2).sum(), rtol=2e-6)
     np.testing.assert_allclose(
-        loss.token_losses(x, w, targets, tile_tokens=tile_tokens), nll, atol=5e-6)
+        jax.jit(functools.partial(loss.token_losses, tile_tokens=tile_tokens))(x, w, targets),
+        nll, atol=5e-6)
 
 
 @pytest.mark.parametrize("z_loss", [0.0, Z_LOSS])
@@ -80,7 +81,7 @@ def test_gradient_scales_with_the_cotangent():
   arrays = inputs()
   one = jax.grad(tiled_total, (0, 1))(*arrays)
   mean = jax.grad(lambda *a: tiled_total(*a) / 7.0, (0, 1))(*arrays)
-  for a, b in zip(one, mean):
+  for a, b in zip(one, mean, strict=True):
     np.testing.assert_allclose(a / 7.0, b, rtol=1e-6, atol=1e-8)
 
 
@@ -102,7 +103,7 @@ def test_bfloat16_inputs_keep_float32_sums_and_weight_gradients():
   x16 = jnp.asarray(x, jnp.bfloat16)
   w16 = np.asarray(jnp.asarray(w, jnp.bfloat16), np.float32)
   nll, lse = dense_losses(np.asarray(x16, np.float32), w16, targets)
-  value, (dx, dw) = jax.value_and_grad(tiled_total, (0, 1))(x16, w, targets, weights)
+  value, (dx, dw) = jax.jit(jax.value_and_grad(tiled_total, (0, 1)))(x16, w, targets, weights)
   # Exact products of bfloat16 inputs: only the accumulation rounds.
   np.testing.assert_allclose(value, (weights * (nll + Z_LOSS * lse**2)).sum(), rtol=2e-6)
   assert dx.dtype == jnp.bfloat16 and dw.dtype == jnp.float32
@@ -123,10 +124,11 @@ def test_logits_are_never_whole():
 
 def test_vmapped_members():
   members = inputs(lead=(2,))
-  together = jax.vmap(jax.value_and_grad(tiled_total, (0, 1)), spmd_axis_name="sweep")(*members)
+  step = jax.value_and_grad(tiled_total, (0, 1))
+  together = jax.jit(jax.vmap(step, spmd_axis_name="sweep"))(*members)
   for m in range(2):
-    alone = jax.value_and_grad(tiled_total, (0, 1))(*(a[m] for a in members))
-    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together)):
+    alone = jax.jit(step)(*(a[m] for a in members))
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
       np.testing.assert_allclose(a, b[m], rtol=1e-5, atol=1e-6)
 
 
@@ -142,5 +144,5 @@ def test_sharded_batch():
   got = jax.jit(jax.value_and_grad(tiled_total, (0, 1)),
                 in_shardings=(rows, whole, rows, rows))(x, w, targets, weights)
   assert got[1][0].sharding.is_equivalent_to(rows, 3)
-  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected)):
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -115,7 +115,7 @@ class Decoder(nnx.Module):
       x_BxLxD, _ = jax.lax.scan(run_block, x_BxLxD, stacked)
     else:
       for i in range(config.num_layers):
-        x_BxLxD, _ = run_block(x_BxLxD, jax.tree.map(lambda p: p[i], stacked))
+        x_BxLxD, _ = run_block(x_BxLxD, jax.tree.map(lambda p, i=i: p[i], stacked))
     return self.final_norm(x_BxLxD)
 
 
