@@ -84,6 +84,20 @@ def test_the_same_command_again_changes_nothing(finished, config):
   assert [_metrics(workdir, n) for n in NAMES] == before
 
 
+def test_a_sweep_may_grow(finished, corpus, tmp_path):
+  """A member that is added later trains alone; those that are done are left as they are."""
+  workdir, _ = finished
+  run = tmp_path / "run"
+  flags = ("--config.sweep.members_at_once=2",)
+  tiny.run(tiny.write_config(tmp_path, corpus, SWEEP[:1]), run, *flags)
+  before = _metrics(run, NAMES[0])
+  tiny.run(tiny.write_config(tmp_path, corpus, SWEEP), run, *flags)
+  assert _metrics(run, NAMES[0]) == before
+  losses = [json.loads(_metrics(w, NAMES[1]).splitlines()[-1])["train/loss"]
+            for w in (workdir, run)]
+  assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
 def test_killed_anywhere_and_resumed_it_is_bit_equal(finished, config, tmp_path):
   """Kills the run at random moments, most of them during a save, until it finishes."""
   workdir, _ = finished

@@ -13,6 +13,7 @@ class Interrupted(Exception):
 
 
 EXIT_USER_ERROR = 2
+EXIT_KEYBOARD = 130  # 128 + SIGINT
 EXIT_INTERRUPTED = 143  # 128 + SIGTERM, what schedulers expect of a preempted job
 
 
@@ -31,6 +32,9 @@ def run(main, argv=None):
   except Interrupted as e:
     print(str(e), file=sys.stderr, flush=True)
     sys.exit(EXIT_INTERRUPTED)
+  except KeyboardInterrupt:
+    print("interrupted; run the same command again to go on.", file=sys.stderr, flush=True)
+    sys.exit(EXIT_KEYBOARD)
   except OSError as e:
     if e.errno != errno.ENOSPC:
       raise

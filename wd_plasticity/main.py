@@ -58,8 +58,6 @@ def main(argv: Sequence[str]):
 
 
 def _run(groups: list[list[Member]], plans: list, workdir: pathlib.Path):
-  stop = StopSignal()
-  stop.install()
   run_record.open_workdir(workdir)
   jobs = []
   for members, group_plans in zip(groups, plans, strict=True):
@@ -76,6 +74,8 @@ def _run(groups: list[list[Member]], plans: list, workdir: pathlib.Path):
         prepared.tokenizer.save(directory / "tokenizer")  # what the checkpoints were trained with
   if distributed.is_first():
     print(describe(groups[0][0], plans[0][0]), flush=True)
+  stop = StopSignal()
+  stop.install()  # not before: what comes earlier can simply be ended
   sweep.train(jobs, workdir, stop)
   if distributed.is_first():
     summary.write_summary(workdir)

@@ -15,6 +15,7 @@ from wd_plasticity.members import Member
 from wd_plasticity.plan import Plan
 from wd_plasticity.training import distributed
 from wd_plasticity.training import mesh as mesh_lib
+from wd_plasticity.training.checkpoint import finished_steps
 from wd_plasticity.training.loop import Chunk, ChunkTrainer, StopSignal
 from wd_plasticity.training.progress import Progress
 from wd_plasticity.training.step import Program, StepOptions
@@ -39,11 +40,24 @@ def train(groups: Sequence[tuple[Sequence[Member], Sequence[Plan], Prepared]],
       size = _members_at_once(members, plans[0], programs, workdir, progress)
       by_name = {m.name: p for m, p in zip(members, plans, strict=True)}
       for chunk in members_lib.chunks(members, size):
-        chunk_plans = [by_name[m.name] for m in chunk]
-        trainer = ChunkTrainer(
-            Chunk(chunk, chunk_plans, programs(size), prepared, workdir), progress, stop, done)
-        trainer.run()
-        done += len(chunk) * plans[0].steps
+        for part in _parts(chunk, plans[0].steps, workdir):
+          part_plans = [by_name[m.name] for m in part]
+          ChunkTrainer(Chunk(part, part_plans, programs(size), prepared, workdir),
+                       progress, stop, done).run()
+          done += len(part) * plans[0].steps
+
+
+def _parts(chunk, steps, workdir) -> list[list[Member]]:
+  """The members of a chunk by how far they are: finished, under way, not yet started.
+
+  They differ when a sweep has grown, or when a chunk was killed during its first save.
+  Each part runs in the program of the whole chunk, so that its bits are the same.
+  """
+  stages = {}
+  for member in chunk:
+    done = finished_steps(workdir / "members" / member.name / "checkpoints")
+    stages.setdefault(2 if steps in done else 1 if done else 0, []).append(member)
+  return [stages[stage] for stage in sorted(stages, reverse=True)]
 
 
 class _Programs:
