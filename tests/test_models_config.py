@@ -99,7 +99,7 @@ def test_parts_of_the_count(tied):
   config = config_of(50, num_layers=2, width=8, num_heads=4, num_kv_heads=2, head_dim=6,
                      ffn_width=20, qk_norm=True, norm_position="post", tied_head=tied)
   counts = flops.count_parameters(config)
-  params = decoder.init_params(config, jax.random.key(0))
+  params = jax.eval_shape(lambda: decoder.init_params(config, jax.random.key(0)))
   size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
   kernels = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree) if leaf.ndim == 3)
   layers = params["layers"]
