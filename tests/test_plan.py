@@ -22,6 +22,7 @@ from wd_plasticity.plan import make_plan
     ({"optim.decay.multipliers.norm": -1.0}, "must be a number of at least 0"),
     ({"train.eval_every": "often"}, "is not a length"),
     ({"mesh.tensor": 2}, "num_kv_heads=1"),
+    ({"model.attention": "cudnn"}, "needs an NVIDIA GPU"),
     ({"mesh.data": 3}, "does not fit 2 device"),
     ({"mesh.fsdp": -1}, "only one mesh axis"),
     ({"model.vocab_size": 100}, "smaller than the tokenizer's 257"),

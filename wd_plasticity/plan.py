@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
@@ -17,7 +18,7 @@ from wd_plasticity.config import parse_length
 from wd_plasticity.data import tokenizers
 from wd_plasticity.errors import UserError
 from wd_plasticity.members import Member
-from wd_plasticity.models import decoder, flops
+from wd_plasticity.models import attention, decoder, flops
 from wd_plasticity.models.config import ModelConfig
 from wd_plasticity.optim import adamw, groups, schedules
 from wd_plasticity.training import mesh as mesh_lib
@@ -58,6 +59,8 @@ def make_plan(config: ConfigDict, num_devices: int, members_at_once: int = 1) ->
   """Derives the plan of a member, or raises a UserError that says what cannot be."""
   _check_fields(config)
   model = ModelConfig.from_section(config.model, _tokenizer_size(config.data.tokenizer))
+  attention.choose(model.attention, length=config.data.sequence_length, head_dim=model.head_dim,
+                   dtype=jnp.dtype(model.compute_dtype), packed=model.document_mask)
   mesh = _check_mesh(config, model, num_devices)
   parameters = flops.count_parameters(model)
   tokens_per_step = config.train.global_batch_size * config.data.sequence_length

@@ -48,6 +48,9 @@ class Program:
                mesh: Mesh, num_members: int):
     self.model, self.optimizer, self.options = model, optimizer, options
     self.mesh, self.num_members = mesh, num_members
+    # A tile holds the same share of every device's rows.
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    self._tile_tokens = options.loss_tile_tokens or loss.default_tile_tokens() * shares
     shapes = jax.eval_shape(lambda: _init_member(model, optimizer, jax.random.key(0)))
     self.member_shapes = shapes
     mesh_lib.check_parameters(shapes["params"], dict(mesh.shape))
@@ -172,7 +175,7 @@ class Program:
     x_BxLxD = decoder.hidden_states(params, self.model, inputs_BxL, segments_BxL)
     return loss.next_token_loss(
         x_BxLxD, decoder.head_kernel(params, self.model), targets_BxL, weights_BxL,
-        z_loss=z_loss, tile_tokens=self.options.loss_tile_tokens)
+        z_loss=z_loss, tile_tokens=self._tile_tokens)
 
   def _eval_member(self, params, tokens_BxL, weights_B):
     """Sum of token losses and of weights over the records of a batch."""

@@ -33,7 +33,9 @@ def train(groups: Sequence[tuple[Sequence[Member], Sequence[Plan], Prepared]],
   total = sum(plan.steps for _, plans, _ in groups for plan in plans)
   first = groups[0][0][0].config
   mesh = mesh_lib.make_mesh(first.mesh)
-  with Progress(total, "member steps", "pretraining", enabled=distributed.is_first()) as progress:
+  # Hand-written kernels find the mesh by its context, see models/attention.py.
+  with jax.set_mesh(mesh), Progress(
+      total, "member steps", "pretraining", enabled=distributed.is_first()) as progress:
     done = 0
     for members, plans, prepared in groups:
       programs = _Programs(members[0], plans[0], prepared, mesh)
