@@ -29,7 +29,7 @@ def build(spec: dict):
 
   Returns:
     As `measure.serve` wants it; what it tells: compile_seconds, flops per step of one
-    member, peak_flops of all devices (0: unknown), parameters, platform.
+    member, peak_flops of all devices and whether it is measured, parameters, platform.
   """
   hardware.keep_freed_memory()
   jax.config.update("jax_num_cpu_devices", spec["devices"])
@@ -61,11 +61,12 @@ def build(spec: dict):
       states[i], metrics = train_step(state, hyper, tokens)
     jax.block_until_ready((states, metrics))
 
+  known_peak = hardware.peak_flops() * jax.device_count()
   info = {
       "compile_seconds": compile_seconds, "platform": jax.devices()[0].device_kind,
       "parameters": plan.parameters["total"],
       "flops": flops.train_flops_per_token(plan.model, spec["length"]) * plan.tokens_per_step,
-      "peak_flops": hardware.peak_flops() * jax.device_count() or _measured_peak()}
+      "peak_flops": known_peak or _measured_peak(), "peak_is_measured": not known_peak}
   return step, info, _peak_memory
 
 

@@ -74,8 +74,9 @@ def _report(ours: list[measure.Worker], peers: list[measure.Worker]) -> str:
       measure.table(header, rows),
       "FLOPs: 6 per multiplied parameter and token (head counted, embedding not) and attention "
       "over all positions.",
-      f"MFU: against {peak / 1e9:,.0f} GFLOP/s, the data sheet's bfloat16 peak, or on a CPU the "
-      "fastest large product measured in these processes."]
+      f"MFU: against {peak / 1e9:,.0f} GFLOP/s, " + (
+          "the fastest large product measured in these processes."
+          if info["peak_is_measured"] else "the bfloat16 peak of the data sheet.")]
   if peers:
     lines += [_ratio("best", ours, peers)]
     for dtype in ("float32", "bfloat16"):
