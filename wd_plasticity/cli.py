@@ -49,7 +49,7 @@ def _parse(argv):
     raise UserError(f"the config file cannot be opened: {_one_line(e)}") from e
   except SyntaxError as e:
     raise UserError(f"the config file {e.filename} has a syntax error in line {e.lineno}.") from e
-  if flags.FLAGS["config"].present:
+  if "config" in flags.FLAGS and flags.FLAGS["config"].present:
     path = pathlib.Path(config_source()[0].split(":", 1)[0])
     if not path.is_file():
       raise UserError(f"there is no config file {path}; configs/ has some.")

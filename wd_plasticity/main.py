@@ -20,7 +20,7 @@ from wd_plasticity.errors import UserError
 from wd_plasticity.files import write_json
 from wd_plasticity.members import Member
 from wd_plasticity.plan import as_record, describe, describe_members, make_plan
-from wd_plasticity.training import distributed, run_record, summary, sweep
+from wd_plasticity.training import distributed, hardware, run_record, summary, sweep
 from wd_plasticity.training.loop import StopSignal
 
 _CONFIG = cli.define_config_flag()
@@ -40,6 +40,7 @@ def main(argv: Sequence[str]):
   filename, overrides = cli.config_source()
   members = members_lib.expand(config, cli.load_sweep(filename), tuple(overrides))
   members = _selected(members, _SWEEP_INDEX.value)
+  hardware.keep_freed_memory()
   _show_cpu_devices(config)
   line = distributed.initialise(config.distributed)
   groups = members_lib.stackable(members)
