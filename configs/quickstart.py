@@ -3,7 +3,9 @@
   python -m wd_plasticity.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 The corpus is the documentation that every Python environment carries, so nothing is
-downloaded.
+downloaded. 0.7M parameters, 1.2M tokens per member; about five minutes on two cores. At
+this size expect the lowest validation loss at 0.1 to 0.5, and smaller weights with more
+decay: a look at the tools, not evidence on weight decay.
 """
 
 from wd_plasticity.config import default_config
@@ -16,7 +18,9 @@ def get_config():
   config.data.tokenizer.vocab_size = 2048
   config.data.sequence_length = 128
   config.train.global_batch_size = 32
-  config.train.steps = 400
+  config.train.steps = 300
+  # On a CPU members in turn are as fast as stacked ones; 0 would measure it.
+  config.sweep.members_at_once = 1
   return config
 
 

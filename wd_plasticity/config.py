@@ -43,7 +43,7 @@ def default_config() -> ConfigDict:
       tied_head=False,
       init="scaled",  # scaled: std sqrt(2/(5 width)); truncated: std 0.02 cut at 3 sigma
       compute_dtype="float32",  # float32 or bfloat16; parameters are always float32
-      attention="auto",  # auto, plain, cudnn (GPU), splash (TPU)
+      attention="auto",  # auto, plain, cudnn (GPU), splash (TPU), blocks (CPU)
       document_mask=False,  # attend only within a document of a packed record
       scan_layers=True,  # one compiled layer, looped; False unrolls
       remat="none",  # none, dots (recompute all but matrix products), full

@@ -9,10 +9,11 @@ import contextlib
 from collections.abc import Sequence
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from wd_plasticity import errors
+from wd_plasticity import cli
 from wd_plasticity.bench import measure
+from wd_plasticity.errors import UserError
 from wd_plasticity.models.config import PRESETS
 
 _FAMILY = flags.DEFINE_enum("family", "llama2", list(PRESETS), "Family of the model.")
@@ -31,11 +32,11 @@ _DEVICES = flags.DEFINE_integer(
 def main(argv: Sequence[str]):
   del argv
   if _SIZE.value not in PRESETS[_FAMILY.value]:
-    raise errors.UserError(f"--size={_SIZE.value} is not a size of {_FAMILY.value}; known are "
+    raise UserError(f"--size={_SIZE.value} is not a size of {_FAMILY.value}; known are "
                     f"{', '.join(PRESETS[_FAMILY.value])}.")
   devices = _DEVICES.value
   if _MEMBERS.value % devices:
-    raise errors.UserError(f"--members={_MEMBERS.value} cannot be divided among --devices={devices}; "
+    raise UserError(f"--members={_MEMBERS.value} cannot be divided among --devices={devices}; "
                     "choose a multiple.")
   layouts = {"in turns": ("turns", 1), "stacked": ("stacked", 1)}
   if devices > 1:
@@ -70,4 +71,4 @@ def _report(workers: list[measure.Worker]) -> str:
 
 
 if __name__ == "__main__":
-  app.run(lambda argv: errors.run(main, argv))
+  cli.run(main)

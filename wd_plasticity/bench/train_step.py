@@ -9,10 +9,11 @@ import contextlib
 from collections.abc import Sequence
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from wd_plasticity import errors
+from wd_plasticity import cli
 from wd_plasticity.bench import measure, peer
+from wd_plasticity.errors import UserError
 from wd_plasticity.models.config import PRESETS
 
 _FAMILY = flags.DEFINE_enum("family", "llama2", list(PRESETS), "Family of the model.")
@@ -30,12 +31,12 @@ _PEER = flags.DEFINE_bool("peer", False, "Compare with transformers on torch.")
 def main(argv: Sequence[str]):
   del argv
   if _SIZE.value not in PRESETS[_FAMILY.value]:
-    raise errors.UserError(f"--size={_SIZE.value} is not a size of {_FAMILY.value}; known are "
+    raise UserError(f"--size={_SIZE.value} is not a size of {_FAMILY.value}; known are "
                     f"{', '.join(PRESETS[_FAMILY.value])}.")
   if _PEER.value:
     peer.check_installed()
     if _FAMILY.value != "llama2":
-      raise errors.UserError("--peer knows the family llama2 only.")
+      raise UserError("--peer knows the family llama2 only.")
   shape = {"family": _FAMILY.value, "size": _SIZE.value, "batch": _BATCH.value,
            "length": _LENGTH.value}
   dtypes = ["float32", "bfloat16"] if _DTYPE.value == "both" else [_DTYPE.value]
@@ -93,4 +94,4 @@ def _ratio(what: str, ours: list[measure.Worker], peers: list[measure.Worker]) -
 
 
 if __name__ == "__main__":
-  app.run(lambda argv: errors.run(main, argv))
+  cli.run(main)
