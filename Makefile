@@ -7,7 +7,7 @@ VENV ?= .venv
 WORKDIR ?= runs/quickstart
 PY = $(VENV)/bin/python
 
-.PHONY: quickstart test test-slow parity lint lock clean
+.PHONY: quickstart test parity lint lock clean
 
 quickstart: $(VENV)/core
 	$(PY) -m wd_plasticity.main --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -15,11 +15,8 @@ quickstart: $(VENV)/core
 test: $(VENV)/core
 	$(PY) -m pytest
 
-test-slow: $(VENV)/core
-	$(PY) -m pytest -m slow
-
 parity: $(VENV)/parity
-	$(PY) -m pytest -m "not slow" tests/parity
+	$(PY) -m pytest tests/parity
 
 lint: $(VENV)/core
 	$(PY) -m ruff check .

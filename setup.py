@@ -44,7 +44,6 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8")
     if Path(__file__).with_name("README.md").exists() else "",
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["wd_plasticity", "wd_plasticity.*"]),
     install_requires=CORE,

@@ -70,7 +70,7 @@ def run_python(code, *args, wait=True, **env):
                              env={**os.environ, "JAX_PLATFORMS": "cpu", **env})
   if not wait:
     return process
-  out, err = process.communicate(timeout=120)
+  out, err = process.communicate(timeout=400)
   assert process.returncode == 0, err
   return out
 
@@ -396,7 +396,7 @@ def test_another_mesh_or_device_count_restores_the_same_bits(tmp_path):
 
 
 TWO_PROCESSES = SHARDED + """
-jax.distributed.initialize(sys.argv[3], 2, int(sys.argv[4]), initialization_timeout=60)
+jax.distributed.initialize(sys.argv[3], 2, int(sys.argv[4]), initialization_timeout=400)
 m = mesh((4, 2))
 state = make_state()
 where = place(state, m)
@@ -427,7 +427,7 @@ def test_two_processes_save_several_members_and_one_restores(tmp_path):
                for i in range(2)]
   try:
     for process in processes:
-      out, err = process.communicate(timeout=90)
+      out, err = process.communicate(timeout=400)
       assert out.endswith("done\n"), err
   finally:
     for process in processes:

@@ -281,7 +281,7 @@ def test_two_processes_at_once_prepare_once(data, tmp_path):
                                args=(data, str(tmp_path / "cache"), results)) for _ in range(2)]
   for p in processes:
     p.start()
-  found = [results.get(timeout=120) for _ in processes]
+  found = [results.get(timeout=400) for _ in processes]
   for p in processes:
     p.join(30)
   assert len({fingerprint for fingerprint, _ in found}) == 1
@@ -361,7 +361,7 @@ def test_half_surrogates_become_replacement_characters():
 
 def run_program(*arguments):
   return subprocess.run([sys.executable, "-m", "wd_plasticity.data.prepare", *arguments],
-                        capture_output=True, text=True, timeout=120)
+                        capture_output=True, text=True, timeout=400)
 
 
 def test_program(tmp_path):

@@ -124,7 +124,7 @@ def test_sigterm_saves_and_says_so(finished, config, tmp_path):
                        "--config.checkpoint.keep_at=(1.0,)")
   _wait_for_step(process, tmp_path, NAMES[0], 3)
   process.send_signal(signal.SIGTERM)
-  output = process.communicate(timeout=120)[0]
+  output = process.communicate(timeout=400)[0]
   assert process.returncode == 143 and "Traceback" not in output
   step = int(re.search(r"stopped by SIGTERM after step (\d+) of 24; checkpoints are saved",
                        output)[1])
