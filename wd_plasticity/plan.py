@@ -193,7 +193,8 @@ def describe(member: Member, plan: Plan) -> str:
       f"width {m.width}, {m.num_heads}/{m.num_kv_heads} heads of {m.head_dim}, "
       f"feed-forward {m.ffn_width}, vocabulary {m.vocab_size}",
       f"  training   {plan.steps:,} steps x {plan.tokens_per_step:,} tokens = {plan.tokens:,} "
-      f"tokens ({plan.tokens / p['total']:.1f} per parameter), {plan.flops:.3g} FLOPs",
+      f"tokens ({plan.tokens / p['total']:.1f} per parameter), {plan.flops:.3g} FLOPs "
+      "(head counted, embedding not, attention over all positions, no recomputation)",
       f"  memory     {_bytes(sum(plan.memory_bytes.values()))} per device, estimated ("
       + ", ".join(f"{k} {_bytes(v)}" for k, v in plan.memory_bytes.items()) + ")",
       f"  optimizer  learning rate {config.optim.learning_rate:g} ({config.optim.schedule.name}), "
