@@ -251,9 +251,9 @@ def _print_table(rows: Sequence[dict], console: Console) -> None:
   if best is not None:
     text = ", ".join(f"{_words(name)} {value:g}" if isinstance(value, float)
                      else f"{_words(name)} {value}" for name, value in best.values.items())
-    seeds = len(best.rows)
-    console.print(f"Lowest validation loss: {best.loss:.4f} at {text}, mean of {seeds} "
-                  f"seed{'s' if seeds > 1 else ''}.", highlight=False, soft_wrap=True)
+    seeds = f"mean of {len(best.rows)} seeds" if len(best.rows) > 1 else "one seed"
+    console.print(f"Lowest validation loss: {best.loss:.4f} at {text}, {seeds}.",
+                  highlight=False, soft_wrap=True)
   for r in rows:
     if r["reason"]:
       console.print(f"{r['member']} {r['status']}: {r['reason']}", style="red", markup=False,

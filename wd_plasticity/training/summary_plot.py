@@ -40,7 +40,7 @@ def save(rows: Sequence[dict], settings: Sequence, file: BinaryIO) -> None:
         r for r in rows if not r["status"].startswith("failed")]
     limits = _limits([r["validation_loss"] for r in shown if r["validation_loss"] is not None])
     _draw_by_decay(by_decay, rows, settings, decays, colours, limits)
-    _draw_by_training(by_training, rows, colours, limits)
+    _draw_by_training(by_training, rows, colours)
     figure.savefig(file, format="png")
 
 
@@ -171,13 +171,12 @@ def _legend_of_marks(axes: Axes, rows) -> None:
     axes.set_title(axes.get_title(loc="left"), pad=8 + 17 * rows)
 
 
-def _draw_by_training(axes: Axes, rows, colours, limits) -> None:
+def _draw_by_training(axes: Axes, rows, colours) -> None:
   axes.set(title="Validation against training loss", ylabel="validation loss (nats per token)",
            xlabel="loss on a subset of the training documents (nats per token)")
   drawn = [r for r in rows if None not in
            (r["weight_decay"], r["validation_loss"], r["train_subset_loss"])
-           and not r["status"].startswith("failed")
-           and r["validation_loss"] <= limits[1]]
+           and not r["status"].startswith("failed")]
   if not drawn:
     _note(axes, "no losses yet")
     axes.set_xticks([])
