@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import os
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
@@ -29,7 +31,14 @@ def run(main: Callable[[Sequence[str]], None]):
   def quiet_main(argv):
     if not flags.FLAGS["verbosity"].present:
       logging.set_verbosity(logging.WARNING)  # libraries tell at INFO what they did not find
-    errors.run(main, argv)
+    try:
+      errors.run(main, argv)
+    except SystemExit as e:
+      # At once: reads that a library gave up half way would complain while the
+      # interpreter is taken down, below the sentence that says what is wrong.
+      sys.stdout.flush()
+      sys.stderr.flush()
+      os._exit(e.code)
   app.run(quiet_main, flags_parser=parse)
 
 

@@ -20,8 +20,6 @@ EXIT_INTERRUPTED = 143  # 128 + SIGTERM, what schedulers expect of a preempted j
 def exit_with(error: UserError):
   """Ends the program with the sentence of a user's mistake."""
   print(f"error: {error}", file=sys.stderr, flush=True)
-  # Reads that a library gave up half way complain again when they are collected.
-  sys.unraisablehook = lambda _: None
   sys.exit(EXIT_USER_ERROR)
 
 
