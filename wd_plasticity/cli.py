@@ -48,6 +48,8 @@ def _parse(argv):
     argv = [a for a in argv if not a.startswith("--config")]
   try:
     rest = flags.FLAGS(argv)
+  except SystemExit:  # absl has printed the help and would say that this was a failure
+    sys.exit(0)
   except UserError:
     raise
   except (AttributeError, KeyError) as e:
