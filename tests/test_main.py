@@ -46,6 +46,10 @@ def _metrics(workdir, name):
   return (workdir / "members" / name / "metrics.jsonl").read_bytes()
 
 
+def _losses(workdir, name, key):
+  return [json.loads(x).get(key, 0.0) for x in _metrics(workdir, name).splitlines()]
+
+
 def _wait_for_step(process, workdir, name, step):
   path = workdir / "members" / name / "metrics.jsonl"
   while process.poll() is None:
@@ -146,8 +150,7 @@ def test_resumes_on_another_number_of_devices(finished, config, tmp_path):
   tiny.run(config, tmp_path, "--config.mesh.data=2", "--config.mesh.fsdp=2",
            "--config.mesh.tensor=1", devices=4)
   for name in NAMES:
-    losses = [[json.loads(x).get("train/loss", 0.0) for x in _metrics(w, name).splitlines()]
-              for w in (workdir, tmp_path)]
+    losses = [_losses(w, name, "train/loss") for w in (workdir, tmp_path)]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
 
 
@@ -166,8 +169,7 @@ def test_two_processes_give_the_losses_of_one(finished, config, tmp_path):
     assert f"process {i} of 2: 2 of 4 devices" in output
     assert f"process {i} reads 4 of the 8 sequences of a step" in output
   for name in NAMES:
-    losses = [[json.loads(x).get("train/loss", 0.0) for x in _metrics(w, name).splitlines()]
-              for w in (workdir, tmp_path)]
+    losses = [_losses(w, name, "train/loss") for w in (workdir, tmp_path)]
     np.testing.assert_allclose(losses[1], losses[0], atol=1e-5, rtol=0)
 
 
@@ -176,8 +178,7 @@ def test_members_stacked_in_one_program_give_the_same_losses(finished, config, t
   tiny.run(config, tmp_path, "--config.sweep.members_at_once=2", "--config.mesh.sweep=2",
            "--config.mesh.data=1", devices=2)
   for name in NAMES:
-    losses = [[json.loads(x).get("validation/loss", 0.0) for x in _metrics(w, name).splitlines()]
-              for w in (workdir, tmp_path)]
+    losses = [_losses(w, name, "validation/loss") for w in (workdir, tmp_path)]
     np.testing.assert_allclose(losses[1], losses[0], atol=1e-5, rtol=0)
 
 
@@ -192,8 +193,7 @@ def test_a_member_that_is_not_finite_fails_alone(finished, corpus, tmp_path):
   assert 1 <= failure["step"] <= 4
   assert "failed at step" in (tmp_path / "run/sweep.csv").read_text()
   for name in NAMES:
-    losses = [[json.loads(x).get("train/loss", 0.0) for x in _metrics(w, name).splitlines()]
-              for w in (workdir, tmp_path / "run")]
+    losses = [_losses(w, name, "train/loss") for w in (workdir, tmp_path / "run")]
     np.testing.assert_allclose(losses[1], losses[0], atol=1e-5, rtol=0)
   before = _metrics(tmp_path / "run", bad)
   tiny.run(config, tmp_path / "run", *flags)

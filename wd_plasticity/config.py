@@ -5,7 +5,9 @@ typed by its default; a length is a string: '10%' of training, '200 steps' or
 '1e6 tokens'.
 """
 
+import json
 import math
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -136,3 +138,10 @@ def parse_length(text: str, total_steps: int, tokens_per_step: int, field: str) 
       return math.ceil(value - 1e-9)
   raise UserError(
       f"{field}={text!r} is not a length; write it like '10%', '200 steps' or '1e6 tokens'.")
+
+
+def as_json(value: Any) -> Any:
+  """The value with JSON's types: dicts, lists (also for tuples), numbers, strings, None."""
+  if isinstance(value, ConfigDict):
+    value = value.to_dict()
+  return json.loads(json.dumps(value))

@@ -64,7 +64,7 @@ def _run(groups: list[list[Member]], plans: list, workdir: pathlib.Path):
   for members, group_plans in zip(groups, plans, strict=True):
     prepared = _prepare(members[0].config, workdir)
     for member in members:
-      run_record.check_member(workdir / "members" / member.name, members_lib.as_dict(member.config),
+      run_record.check_member(workdir / "members" / member.name, member.config,
                               tokenizer_fingerprint=prepared.tokenizer_fingerprint,
                               data_fingerprint=prepared.fingerprint)
     jobs.append((members, group_plans, prepared))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
+from wd_plasticity.config import as_json
 from wd_plasticity.errors import UserError
 
 # Fields that are data to the compiled program; all else is compiled in.
@@ -87,14 +88,9 @@ def _override(config: ConfigDict, point: dict) -> ConfigDict:
   return config
 
 
-def as_dict(config: ConfigDict) -> dict:
-  """The configuration as plain JSON values."""
-  return json.loads(config.to_json_best_effort())
-
-
 def program_signature(config: ConfigDict) -> str:
   """A text that is equal for members which one compiled program and data set can serve."""
-  values = as_dict(config)
+  values = as_json(config)
   for field in PER_MEMBER + _HOW:
     *path, last = field.split(".")
     section = values

@@ -13,10 +13,11 @@ import time
 import jax
 import numpy as np
 
+from wd_plasticity.config import as_json
 from wd_plasticity.data import loader
 from wd_plasticity.errors import Interrupted
 from wd_plasticity.files import write_json
-from wd_plasticity.members import Member, as_dict
+from wd_plasticity.members import Member
 from wd_plasticity.plan import Plan
 from wd_plasticity.training import distributed
 from wd_plasticity.training import mesh as mesh_lib
@@ -123,7 +124,7 @@ class ChunkTrainer:
     hyper = self._hyper()
     self.metrics = [
         MemberMetrics(d, m.name, self.start, wandb=self.config.log.wandb,
-                      project=self.config.log.wandb_project, config=as_dict(m.config),
+                      project=self.config.log.wandb_project, config=as_json(m.config),
                       # What a failed member has written stays as it is.
                       enabled=distributed.is_first() and not failed)
         for d, m, failed in zip(self.directories, self.chunk.members, self.failed, strict=True)]
@@ -216,10 +217,11 @@ class ChunkTrainer:
     self._note_failures(values["failed_at"])
     last = made.step == self.plan.steps
     if made.step % self.plan.log_every == 0 or made.step == 1 or last:
+      losses = _eval_losses(made.evals)
       for m, writer in enumerate(self.metrics):
         if not self.failed[m]:
           writer.write(made.step, self._metrics_line(made.step, values, m)
-                       | _eval_losses(made.evals, m))
+                       | {name: loss_M[m] for name, loss_M in losses.items()})
       self._write_speed(made.step)
     elif made.evals:
       self._write_evals(made.step, made.evals)
@@ -244,9 +246,11 @@ class ChunkTrainer:
     return line
 
   def _write_evals(self, step, evals):
+    losses = _eval_losses(evals)
     for m, writer in enumerate(self.metrics):
       if not self.failed[m]:
-        writer.write(step, {"tokens": step * self.plan.tokens_per_step} | _eval_losses(evals, m))
+        writer.write(step, {"tokens": step * self.plan.tokens_per_step}
+                     | {name: loss_M[m] for name, loss_M in losses.items()})
 
   def _write_speed(self, step):
     if not self._durations:
@@ -299,7 +303,7 @@ class ChunkTrainer:
           position={"next_step": made.step, "seed": member.config.seed, "tokens": tokens,
                     "data_fingerprint": self.chunk.prepared.fingerprint},
           meta={"member": member.name, "step": made.step, "steps": plan.steps, "tokens": tokens,
-                "config": as_dict(member.config), "model": dataclasses.asdict(plan.model),
+                "config": as_json(member.config), "model": dataclasses.asdict(plan.model),
                 "parameters": plan.parameters, "weight_decay": member.config.optim.weight_decay,
                 "tokenizer_fingerprint": self.chunk.prepared.tokenizer_fingerprint,
                 "data_fingerprint": self.chunk.prepared.fingerprint})
@@ -349,11 +353,12 @@ class ChunkTrainer:
     check_space(self.chunk.workdir, size * kept * len(self.directories))
 
 
-def _eval_losses(evals: dict, m: int) -> dict:
+def _eval_losses(evals: dict) -> dict:
+  """Mean loss per token of every member [M], by name of the evaluation set."""
   losses = {}
-  for name, sums in evals.items():
-    loss_sum, weight_sum = np.sum([[s[m] for s in jax.device_get(batch)] for batch in sums], axis=0)
-    losses[f"{name}/loss"] = loss_sum / weight_sum
+  for name, sums in jax.device_get(evals).items():
+    loss_sum_M, weight_sum_M = np.sum(sums, axis=0)
+    losses[f"{name}/loss"] = loss_sum_M / weight_sum_M
   return losses
 
 

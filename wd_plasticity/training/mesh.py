@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from wd_plasticity.errors import UserError
+from wd_plasticity.optim.groups import name_of
 
 AXES = ("sweep", "data", "fsdp", "tensor")
 
@@ -56,7 +57,7 @@ def make_mesh(section: ConfigDict) -> Mesh:
 def flat_names(tree) -> dict[str, object]:
   """Leaves of a nested dict by slash-joined name."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {"/".join(k.key for k in path): leaf for path, leaf in leaves}
+  return {name_of(path): leaf for path, leaf in leaves}
 
 
 def parameter_spec(name: str) -> P:
@@ -70,7 +71,7 @@ def parameter_spec(name: str) -> P:
 def parameter_specs(params) -> dict:
   """A tree like `params` (nested dict of arrays or shapes) with the spec of each leaf."""
   return jax.tree_util.tree_map_with_path(
-      lambda path, _: parameter_spec("/".join(k.key for k in path)), params)
+      lambda path, _: parameter_spec(name_of(path)), params)
 
 
 def check_parameters(params, sizes: dict[str, int]):

@@ -17,7 +17,7 @@ import jax
 from ml_collections import ConfigDict
 
 import wd_plasticity
-from wd_plasticity.config import default_config
+from wd_plasticity.config import as_json, default_config
 from wd_plasticity.errors import UserError
 from wd_plasticity.files import write_json
 
@@ -115,13 +115,6 @@ def _write_versions(path: Path) -> None:
   if before != now:
     earlier.append(before)
   write_json(path, {**now, "earlier": earlier})
-
-
-def as_json(value: Any) -> Any:
-  """The value with JSON's types: dicts, lists (also for tuples), numbers, strings, None."""
-  if isinstance(value, ConfigDict):
-    value = value.to_dict()
-  return json.loads(json.dumps(value))
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
