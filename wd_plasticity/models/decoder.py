@@ -6,6 +6,7 @@ that optimizers, meshes, checkpoints and `jax.vmap` over members see arrays only
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,7 +22,11 @@ Params = dict[str, Any]
 
 
 class Attention(nnx.Module):
-  """Causal attention with rotary positions and grouped key/value heads."""
+  """Projections around attention with grouped key/value heads.
+
+  `mix(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK) -> (y_BxLxHxK, made)` is the attention itself, with
+  its positions: over the sequence, or over a cache. What it makes is handed through.
+  """
 
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
     query_size = config.num_heads * config.head_dim
@@ -35,17 +40,15 @@ class Attention(nnx.Module):
       self.key_norm = layers.RMSNorm(config, key_size)
     self.config = config
 
-  def __call__(self, x_BxLxD, rope, segment_ids_BxL):
+  def __call__(self, x_BxLxD, mix):
     config = self.config
     q, k, v = layers.apply_linears(x_BxLxD, self.query, self.key, self.value)
     if config.qk_norm:  # over the whole projection, before it is cut into heads
       q, k = self.query_norm(q), self.key_norm(k)
     heads = lambda t: t.reshape(*t.shape[:2], -1, config.head_dim)
-    y_BxLxHxK = attend(
-        layers.apply_rope(heads(q), rope), layers.apply_rope(heads(k), rope), heads(v),
-        segment_ids_BxL=segment_ids_BxL, implementation=config.attention)
+    y_BxLxHxK, made = mix(heads(q), heads(k), heads(v))
     y_BxLxHxK = checkpoint_name(y_BxLxHxK, "attention")
-    return self.output(y_BxLxHxK.reshape(*y_BxLxHxK.shape[:2], -1))
+    return self.output(y_BxLxHxK.reshape(*y_BxLxHxK.shape[:2], -1)), made
 
 
 class FeedForward(nnx.Module):
@@ -71,12 +74,14 @@ class Block(nnx.Module):
     self.feed_forward = FeedForward(config, rngs=rngs)
     self.norm_position = config.norm_position
 
-  def __call__(self, x_BxLxD, rope, segment_ids_BxL):
+  def __call__(self, x_BxLxD, mix):
     if self.norm_position == "pre":
-      x_BxLxD += self.attention(self.attention_norm(x_BxLxD), rope, segment_ids_BxL)
-      return x_BxLxD + self.feed_forward(self.feed_forward_norm(x_BxLxD))
-    x_BxLxD += self.attention_norm(self.attention(x_BxLxD, rope, segment_ids_BxL))
-    return x_BxLxD + self.feed_forward_norm(self.feed_forward(x_BxLxD))
+      y_BxLxD, made = self.attention(self.attention_norm(x_BxLxD), mix)
+      x_BxLxD += y_BxLxD
+      return x_BxLxD + self.feed_forward(self.feed_forward_norm(x_BxLxD)), made
+    y_BxLxD, made = self.attention(x_BxLxD, mix)
+    x_BxLxD += self.attention_norm(y_BxLxD)
+    return x_BxLxD + self.feed_forward_norm(self.feed_forward(x_BxLxD)), made
 
 
 class Decoder(nnx.Module):
@@ -95,14 +100,26 @@ class Decoder(nnx.Module):
       self.head = layers.Linear(config, config.width, config.vocab_size, rngs=rngs)
     self.config = config
 
-  def __call__(self, tokens_BxL, segment_ids_BxL=None):
-    """The residual stream [B, L, D] after the final norm."""
+  def run_layers(self, x_BxLxD, mix, per_layer=None, observe=None):
+    """The residual stream after the final norm, and what every layer made.
+
+    Args:
+      x_BxLxD: embedded tokens.
+      mix: `(q, k, v, layer_input) -> (y, made)`, see Attention.
+      per_layer: a tree with leading axis N; each layer's part is its `layer_input`.
+      observe: what to keep of the residual stream after each layer, or None.
+
+    Returns:
+      x_BxLxD, made (leading axis N), observed (leading axis N).
+    """
     config = self.config
-    rope = layers.rope_tables(tokens_BxL.shape[1], config.head_dim, config.rope_theta)
     block_graph, stacked = nnx.split(self.layers)
 
-    def run_block(x_BxLxD, block_state):
-      return nnx.merge(block_graph, block_state)(x_BxLxD, rope, segment_ids_BxL), None
+    def run_block(x_BxLxD, layer):
+      block_state, layer_input = layer
+      block = nnx.merge(block_graph, block_state)
+      x_BxLxD, made = block(x_BxLxD, lambda q, k, v: mix(q, k, v, layer_input))
+      return x_BxLxD, (made, observe(x_BxLxD) if observe else None)
 
     if config.remat != "none":
       policy = None
@@ -110,13 +127,33 @@ class Decoder(nnx.Module):
         policy = jax.checkpoint_policies.save_only_these_names(*layers.SAVED_NAMES)
       # Inside a loop XLA cannot merge the recomputation back, so it need not be prevented.
       run_block = jax.checkpoint(run_block, policy=policy, prevent_cse=not config.scan_layers)
-    x_BxLxD = self.embed(tokens_BxL)
     if config.scan_layers:
-      x_BxLxD, _ = jax.lax.scan(run_block, x_BxLxD, stacked)
+      x_BxLxD, kept = jax.lax.scan(run_block, x_BxLxD, (stacked, per_layer))
     else:
+      kept = []
       for i in range(config.num_layers):
-        x_BxLxD, _ = run_block(x_BxLxD, jax.tree.map(lambda p, i=i: p[i], stacked))
-    return self.final_norm(x_BxLxD)
+        x_BxLxD, one = run_block(
+            x_BxLxD, jax.tree.map(lambda p, i=i: p[i], (stacked, per_layer)))
+        kept.append(one)
+      kept = jax.tree.map(lambda *parts: jnp.stack(parts), *kept)
+    return self.final_norm(x_BxLxD), *kept
+
+  def self_attention(self, length, segment_ids_BxL=None):
+    """The `mix` of whole sequences: causal attention at positions 0 to length - 1."""
+    config = self.config
+    rope = layers.rope_tables(length, config.head_dim, config.rope_theta)
+
+    def mix(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, _):
+      return attend(
+          layers.apply_rope(q_BxLxHxK, rope), layers.apply_rope(k_BxLxGxK, rope), v_BxLxGxK,
+          segment_ids_BxL=segment_ids_BxL, implementation=config.attention), None
+
+    return mix
+
+  def __call__(self, tokens_BxL, segment_ids_BxL=None):
+    """The residual stream [B, L, D] after the final norm."""
+    mix = self.self_attention(tokens_BxL.shape[1], segment_ids_BxL)
+    return self.run_layers(self.embed(tokens_BxL), mix)[0]
 
 
 @functools.lru_cache(maxsize=64)
@@ -156,6 +193,52 @@ def hidden_states(params: Params, config: ModelConfig, tokens_BxL: jax.Array,
     x_BxLxD in the compute dtype.
   """
   return nnx.merge(_graph(config), params)(tokens_BxL, segment_ids_BxL)
+
+
+def layer_states(params: Params, config: ModelConfig, tokens_BxL: jax.Array,
+                 reduce: Callable[[jax.Array], Any],
+                 segment_ids_BxL: jax.Array | None = None) -> Any:
+  """A reduction of the residual stream at the embedding and after every layer.
+
+  Args:
+    params, config, tokens_BxL, segment_ids_BxL: as of `hidden_states`.
+    reduce: x_BxLxD to a tree of arrays, such as its mean over L; only that is stored.
+
+  Returns:
+    The tree with a leading axis N + 1: the embedding, then each layer, the last one
+    after the final norm (the `hidden_states` of transformers).
+  """
+  model = nnx.merge(_graph(config), params)
+  x_BxLxD = model.embed(tokens_BxL)
+  first = reduce(x_BxLxD)
+  mix = model.self_attention(tokens_BxL.shape[1], segment_ids_BxL)
+  x_BxLxD, _, layers_N = model.run_layers(x_BxLxD, mix, observe=reduce)
+  last = reduce(x_BxLxD)
+  return jax.tree.map(lambda a, n, z: jnp.concatenate([a[None], n[:-1], z[None]]),
+                      first, layers_N, last)
+
+
+def embed(params: Params, config: ModelConfig, tokens_BxL: jax.Array) -> jax.Array:
+  """The embedded tokens x_BxLxD in the compute dtype."""
+  return nnx.merge(_graph(config), params).embed(tokens_BxL)
+
+
+def run_layers(params: Params, config: ModelConfig, x_BxLxD: jax.Array, mix: Callable,
+               per_layer: Any = None) -> tuple[jax.Array, Any]:
+  """Runs the layers with an attention of the caller's, such as one over a cache.
+
+  Args:
+    params, config: as of `hidden_states`.
+    x_BxLxD: as of `embed`.
+    mix: `(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, layer_input) -> (y_BxLxHxK, made)`; queries and
+      keys come after QK-norm and before rotary positions, which are the caller's too.
+    per_layer: a tree with leading axis N, each layer's part being its `layer_input`.
+
+  Returns:
+    x_BxLxD after the final norm, and what `mix` made in each layer on a leading axis N.
+  """
+  x_BxLxD, made, _ = nnx.merge(_graph(config), params).run_layers(x_BxLxD, mix, per_layer)
+  return x_BxLxD, made
 
 
 def head_kernel(params: Params, config: ModelConfig) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -92,6 +93,28 @@ def with_members(spec: P) -> P:
 
 def sharding(mesh: Mesh, spec: P) -> NamedSharding:
   return NamedSharding(mesh, spec)
+
+
+def over_members(fn: Callable, in_axes: Sequence[int | None], num_members: int) -> Callable:
+  """`fn` of one member as a function of members stacked on a leading axis.
+
+  One member is not mapped over but taken out of its axis: on a CPU products with a batch
+  dimension, be it 1, are slow.
+
+  Args:
+    fn: a function of one member.
+    in_axes: 0 for arguments with a member axis, None for those that all members share.
+    num_members: size of the axis.
+  """
+  if num_members > 1:
+    return jax.vmap(fn, in_axes=in_axes, spmd_axis_name="sweep")
+
+  def single(*args):
+    args = [jax.tree.map(lambda x: x[0], a) if axis == 0 else a
+            for a, axis in zip(args, in_axes, strict=True)]
+    return jax.tree.map(lambda x: x[None], fn(*args))
+
+  return single
 
 
 class BatchPlacer:

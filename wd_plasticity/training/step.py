@@ -65,11 +65,11 @@ class Program:
         lambda seeds: jax.vmap(lambda s: _init_member(model, optimizer, jax.random.key(s)))(seeds),
         out_shardings=self.state_sharding)
     self.train_step = jax.jit(
-        self._over_members(self._train_member, (0, 0, 0)), donate_argnums=0,
+        mesh_lib.over_members(self._train_member, (0, 0, 0), num_members), donate_argnums=0,
         in_shardings=(self.state_sharding, per_member, batch),
         out_shardings=(self.state_sharding, replicated))
     self.eval_step = jax.jit(
-        self._over_members(self._eval_member, (0, None, None)),
+        mesh_lib.over_members(self._eval_member, (0, None, None), num_members),
         in_shardings=(self.state_sharding["params"], self._place(P(("data", "fsdp"))),
                       self._place(P(("data", "fsdp")))),
         out_shardings=replicated)
@@ -117,15 +117,6 @@ class Program:
   def _place(self, specs):
     return jax.tree.map(lambda s: mesh_lib.sharding(self.mesh, s), specs,
                         is_leaf=lambda s: isinstance(s, P))
-
-  def _over_members(self, fn, in_axes):
-    if self.num_members > 1:
-      return jax.vmap(fn, in_axes=in_axes, spmd_axis_name="sweep")
-    def single(*args):
-      args = [jax.tree.map(lambda x: x[0], a) if axis == 0 else a
-              for a, axis in zip(args, in_axes, strict=True)]
-      return jax.tree.map(lambda x: x[None], fn(*args))
-    return single
 
   def _train_member(self, state: dict, hyper: dict, tokens_BxL: jax.Array):
     params, step = state["params"], state["step"]
