@@ -9,6 +9,7 @@ one JSON object per line, .parquet one row per document; any of them may end in 
 .xz or .zst, or be a member of a .tar (.tgz, .txz and the endings above too).
 """
 
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -32,6 +33,7 @@ _TEXT = (".txt", ".text", ".md", ".markdown")
 _JSON = (".jsonl", ".json")
 _SHORT_TAR = {".tgz": ".tar.gz", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
 _COMPRESSED = (".gz", ".xz", ".zst")
+_EXTENSIONS = (*_TEXT, *_JSON, ".parquet", ".tar")
 _BROKEN = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, tarfile.TarError,
            pa.ArrowException)
 
@@ -98,7 +100,7 @@ class FileSource:
 
   @property
   def files(self) -> list[tuple[str, str]]:
-    return [("".join(_format(path)), path) for path in self.paths]
+    return [("".join(file_format(path)), path) for path in self.paths]
 
   def documents(self) -> Iterator[str]:
     for path in self.paths:
@@ -107,12 +109,15 @@ class FileSource:
 
   def text_bytes(self) -> int:
     # Text compresses about four times.
-    return sum(os.path.getsize(path) * (1 if _format(path)[1] == "" and kind != ".parquet" else 4)
+    return sum(os.path.getsize(path) * (1 if file_format(path)[1] == "" and kind != ".parquet" else 4)
                for kind, path in self.files)
 
 
-def find_files(spec: str, field: str) -> list[str]:
-  """The files that comma-separated globs match, sorted within a glob, each once."""
+def find_files(spec: str, field: str, extensions: tuple[str, ...] = _EXTENSIONS) -> list[str]:
+  """The files that comma-separated globs match, sorted within a glob, each once.
+
+  Their extension, before that of a compression, must be one of `extensions`.
+  """
   found = {}
   for pattern in filter(None, (p.strip() for p in spec.split(","))):
     pattern = os.path.expanduser(pattern)
@@ -123,47 +128,42 @@ def find_files(spec: str, field: str) -> list[str]:
                       f"{os.getcwd()}).")
     found.update(dict.fromkeys(matches))
   for path in found:
-    if _format(path)[0] == "":
-      raise UserError(f"{field}: {path} has an unknown extension; known are {_known()}.")
+    if file_format(path)[0] not in extensions:
+      raise UserError(f"{field}: {path} has an unknown extension; known are {_known(extensions)}.")
   return list(found)
 
 
-def _known() -> str:
-  return (f"{' '.join((*_TEXT, *_JSON, '.parquet', '.tar'))}, and these with "
-          f"{' '.join(_COMPRESSED)} appended")
+def _known(extensions: tuple[str, ...] = _EXTENSIONS) -> str:
+  return f"{' '.join(filter(None, extensions))}, and these with {' '.join(_COMPRESSED)} appended"
 
 
-def _format(name: str) -> tuple[str, str]:
-  """(extension of the content, extension of the compression); ('', '') when unknown."""
+def file_format(name: str) -> tuple[str, str]:
+  """(extension of the content, extension of the compression), each '' when there is none."""
   name = os.path.basename(name).lower()
   for short, full in _SHORT_TAR.items():
     if name.endswith(short):
       name = name.removesuffix(short) + full
   compression = next((c for c in _COMPRESSED if name.endswith(c)), "")
-  extension = os.path.splitext(name.removesuffix(compression))[1]
-  known = extension in (*_TEXT, *_JSON, ".parquet", ".tar")
-  return (extension, compression) if known else ("", "")
+  return os.path.splitext(name.removesuffix(compression))[1], compression
 
 
-def _read(f: IO[bytes], name: str, shown: str, text_field: str) -> Iterator[str]:
-  """The documents of an open file; `shown` names it in messages."""
-  kind, compression = _format(name)
+def decompressed(f: IO[bytes], compression: str) -> IO[bytes]:
+  """An open file read through the decompression that `file_format` names."""
+  if compression == ".gz":
+    return gzip.GzipFile(fileobj=f)
+  if compression == ".xz":
+    return lzma.LZMAFile(f)
+  if compression == ".zst":
+    # Unlike other readers, this one reports a file that was cut off.
+    return pa.CompressedInputStream(pa.PythonFile(f, mode="r"), "zstd")
+  return f
+
+
+@contextlib.contextmanager
+def reading(shown: str) -> Iterator[None]:
+  """Turns what goes wrong in reading the file that messages call `shown` into UserErrors."""
   try:
-    if compression == ".gz":
-      f = gzip.GzipFile(fileobj=f)
-    elif compression == ".xz":
-      f = lzma.LZMAFile(f)
-    elif compression == ".zst":
-      # Unlike other readers, this one reports a file that was cut off.
-      f = pa.CompressedInputStream(pa.PythonFile(f, mode="r"), "zstd")
-    if kind == ".tar":
-      yield from _read_tar(f, shown, text_field)
-    elif kind == ".parquet":
-      yield from _read_parquet(f, shown, text_field, seekable=shown == name and not compression)
-    elif kind in _JSON:
-      yield from _read_json_lines(io.BufferedReader(f), shown, text_field)
-    else:
-      yield f.read().decode("utf-8-sig")
+    yield
   except UnicodeDecodeError as e:
     raise UserError(f"{shown} is not UTF-8 text (byte {e.start}: {e.reason}); convert it, for "
                     "example with iconv.") from e
@@ -175,13 +175,29 @@ def _read(f: IO[bytes], name: str, shown: str, text_field: str) -> Iterator[str]
                     "fetch it again or leave it out.") from e
 
 
+def _read(f: IO[bytes], name: str, shown: str, text_field: str) -> Iterator[str]:
+  """The documents of an open file; `shown` names it in messages."""
+  kind, compression = file_format(name)
+  with reading(shown):
+    f = decompressed(f, compression)
+    if kind == ".tar":
+      yield from _read_tar(f, shown, text_field)
+    elif kind == ".parquet":
+      yield from _read_parquet(f, shown, text_field, seekable=shown == name and not compression)
+    elif kind in _JSON:
+      yield from _read_json_lines(io.BufferedReader(f), shown, text_field)
+    else:
+      yield f.read().decode("utf-8-sig")
+
+
 def _read_tar(f: IO[bytes], shown: str, text_field: str) -> Iterator[str]:
   num_files = 0
   with tarfile.open(fileobj=f, mode="r|") as tar:
     for member in tar:
       hidden = os.path.basename(member.name).startswith(".")
       # Archives often hold a licence or an index beside the data: unknown members are no error.
-      if member.isfile() and not hidden and _format(member.name)[0]:
+      known = file_format(member.name)[0] in _EXTENSIONS
+      if member.isfile() and not hidden and known:
         num_files += 1
         yield from _read(tar.extractfile(member), member.name, f"{shown}!{member.name}", text_field)
   if not num_files:

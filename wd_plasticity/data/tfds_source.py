@@ -24,25 +24,25 @@ class TfdsSource:
   def __init__(self, spec: str, text_field: str, field: str):
     self._text_field = text_field
     self._field = field
-    self._splits = []  # (builder, split)
+    self.splits = []  # (builder, split)
     self.files = []
     for part in filter(None, (p.strip() for p in spec.split(","))):
       match = _SPEC.fullmatch(part)
       name, split = match["name"], match["split"] or "train"
       builder = _builder(name, field)
-      self._splits.append((builder, split))
+      self.splits.append((builder, split))
       folder = os.fspath(builder.data_path)
       self.files += [(f"{split}:{file}", os.path.join(folder, file))
                      for file in sorted(os.listdir(folder))
                      if os.path.isfile(os.path.join(folder, file))]
 
   def documents(self) -> Iterator[str]:
-    for builder, split in self._splits:
+    for builder, split in self.splits:
       shown = f"{builder.info.full_name}:{split}"
       names = list(builder.info.features) if hasattr(builder.info.features, "keys") else []
       if self._text_field not in names:
         raise sources.missing_field(shown, self._text_field, names)
-      for record in self._records(builder, split, shown):
+      for record in self.records(builder, split, shown):
         text = record[self._text_field]
         if not isinstance(text, (bytes, str)):
           raise UserError(f"{shown}: field {self._text_field!r} holds {type(text).__name__}, not "
@@ -52,7 +52,8 @@ class TfdsSource:
   def text_bytes(self) -> int:
     return sum(os.path.getsize(path) for _, path in self.files) * 2
 
-  def _records(self, builder, split: str, shown: str) -> Iterator[dict]:
+  def records(self, builder, split: str, shown: str) -> Iterator[dict]:
+    """The records of one of `splits` as TFDS has them: nested NumPy values and bytes."""
     try:
       if builder.info.file_format.value == "array_record":
         source = builder.as_data_source(split)
