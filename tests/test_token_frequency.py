@@ -106,6 +106,8 @@ def test_bins_have_the_shares_they_promise():
   edges = tf.make_bins(np.array([1, 9, 10, 90, 100, 790]), "log", 1)  # p from 0.001
   np.testing.assert_allclose(edges.low, [1e-3, 1e-2, 1e-1])
   assert edges.index_V.tolist() == [0, 0, 1, 1, 2, 2]
+  joined = tf.make_bins(np.array([1, 10, 7000, 93_000, 9 * 10**5, 0]), "log", 1)
+  assert joined.index_V.tolist() == [1, 1, 1, 2, 3, 0]
   with pytest.raises(UserError, match="binning='deciles'"):
     tf.make_bins(counts, "deciles")
 

@@ -19,6 +19,9 @@ from wd_plasticity.errors import UserError
 
 BINNINGS = ("log", "mass", "types")
 _CHUNK_TOKENS = 1 << 22
+# The rarest logarithmic bins are joined until this share of the training tokens is in one:
+# byte-pair ids that only ever occur inside longer ones would each have a bin of no weight.
+_LEAST_MASS = 1e-3
 
 
 def _chunks(records: np.ndarray):
@@ -76,7 +79,7 @@ def make_bins(counts_V: np.ndarray, binning: str, num_bins: int = 0) -> Bins:
   Args:
     counts_V: occurrences in the training corpus.
     binning: 'log', equal steps of log10 of the relative frequency, with edges that do not
-      depend on the corpus; 'mass', equal shares of the training tokens; 'types', equal
+      depend on the corpus (the rarest are one bin, of 0.1 % of its tokens or more); 'mass', equal shares of the training tokens; 'types', equal
       shares of the token ids that occur. Ids of one count share a bin, so that shares are
       as equal as that allows.
     num_bins: per factor of ten for 'log' (0: 2), in all for the others (0: 10).
@@ -95,6 +98,7 @@ def make_bins(counts_V: np.ndarray, binning: str, num_bins: int = 0) -> Bins:
   if binning == "log":
     # The tolerance keeps frequencies that are an edge, such as 0.001, on one side of it.
     raw_V[seen_V] = np.floor(np.log10(p_V[seen_V]) * num_bins + 1e-9)
+    raw_V[seen_V] = np.maximum(raw_V[seen_V], _rarest_step(raw_V[seen_V], p_V[seen_V]))
   else:
     levels, level_of = np.unique(counts_V[seen_V], return_inverse=True)
     share = np.bincount(level_of, weights=p_V[seen_V] if binning == "mass" else None,
@@ -109,11 +113,19 @@ def make_bins(counts_V: np.ndarray, binning: str, num_bins: int = 0) -> Bins:
     seen = values > np.iinfo(np.int64).min
     low = np.where(seen, 10.0 ** (np.where(seen, values, 0) / num_bins), 0.0)
     high = np.where(seen, 10.0 ** (np.where(seen, values + 1, 0) / num_bins), 0.0)
+    low[np.flatnonzero(seen)[:1]] = p_V[seen_V].min(initial=1.0)
   else:
     np.minimum.at(low, index_V, p_V)
     np.maximum.at(high, index_V, p_V)
   return Bins(index_V=index_V, low=low, high=high, types=np.bincount(index_V),
               mass=np.bincount(index_V, weights=p_V))
+
+
+def _rarest_step(steps: np.ndarray, p: np.ndarray) -> int:
+  """The step into which all rarer ones are joined, for `_LEAST_MASS` of the tokens in it."""
+  values, place = np.unique(steps, return_inverse=True)
+  mass = np.cumsum(np.bincount(place.reshape(-1), weights=p))
+  return int(values[np.searchsorted(mass, min(_LEAST_MASS, mass[-1]))]) if len(values) else 0
 
 
 @dataclasses.dataclass(frozen=True)
