@@ -29,3 +29,10 @@ def corpus(tmp_path_factory) -> pathlib.Path:
              for _ in range(40)]
     (folder / f"{i:02d}.txt").write_text("\n".join(lines), encoding="utf-8")
   return folder
+
+
+@pytest.fixture(scope="session")
+def trained(corpus, tmp_path_factory) -> pathlib.Path:
+  """The work directory of a sweep of two weight decays, with checkpoints of steps 6 and 12."""
+  import tiny
+  return tiny.train(corpus, tmp_path_factory.mktemp("trained"))

@@ -60,3 +60,41 @@ def run(*args, expect=0, **kwargs) -> str:
   output = process.communicate(timeout=300)[0]
   assert process.returncode == expect, output
   return output
+
+
+def train(corpus, workdir, weight_decays=(0.0, 3.0), steps=12) -> pathlib.Path:
+  """Pretrains tiny members in this process; returns the work directory."""
+  from wd_plasticity import members as members_lib
+  from wd_plasticity.data.prepare import prepare
+  from wd_plasticity.plan import make_plan
+  from wd_plasticity.training import run_record, sweep
+  from wd_plasticity.training.loop import StopSignal
+
+  config = tiny_config(corpus)
+  config.mesh.data = 8
+  config.model.vocab_size = 258  # even, for meshes with a tensor axis
+  config.train.update(steps=steps, eval_every="50%")
+  config.checkpoint.update(every="50%", keep_at=(0.5,))
+  config.sweep.members_at_once = len(weight_decays)
+  members = members_lib.expand(
+      config, lambda add: [add({"optim.weight_decay": w, "seed": 0}) for w in weight_decays])
+  prepared = prepare(config.data, workdir / "cache", lambda line: None)
+  plans = [make_plan(m.config, 8, len(members)) for m in members]
+  for member in members:
+    directory = workdir / "members" / member.name
+    run_record.check_member(directory, member.config, data_fingerprint=prepared.fingerprint,
+                            tokenizer_fingerprint=prepared.tokenizer_fingerprint)
+    prepared.tokenizer.save(directory / "tokenizer")
+  sweep.train([(members, plans, prepared)], workdir, StopSignal())
+  return workdir
+
+
+def session(program, config, checkpoints, workdir, points=(), **mesh):
+  """A session of an eval program in this process, on a mesh of all eight devices."""
+  from wd_plasticity import members as members_lib
+  from wd_plasticity.evals.program import Session
+
+  config.mesh.update(mesh or dict(sweep=1, data=8, fsdp=1, tensor=1))
+  points = points or members_lib.expand(config, None, alone=())
+  return Session(program, config, [str(c) for c in checkpoints], str(workdir), command="test",
+                 points=points)

@@ -7,6 +7,7 @@ typed by its default; a length is a string: '10%' of training, '200 steps' or
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -49,6 +50,7 @@ def default_config() -> ConfigDict:
       document_mask=False,  # attend only within a document of a packed record
       scan_layers=True,  # one compiled layer, looped; False unrolls
       remat="none",  # none, dots (recompute all but matrix products), full
+      rope_scaling=(),  # or (factor, low, high, original length) of Llama 3.1
   ))
 
   c.data = ConfigDict(dict(
@@ -145,3 +147,14 @@ def as_json(value: Any) -> Any:
   if isinstance(value, ConfigDict):
     value = value.to_dict()
   return json.loads(json.dumps(value))
+
+
+def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
+  """{'optim.decay.preset': 'all', ...} of nested dicts."""
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f"{prefix}{key}.")
+    else:
+      flat[f"{prefix}{key}"] = value
+  return flat

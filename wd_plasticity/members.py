@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
-from wd_plasticity.config import as_json
+from wd_plasticity.config import as_json, flatten
 from wd_plasticity.errors import UserError
 
 # Fields that are data to the compiled program; all else is compiled in.
@@ -30,7 +30,8 @@ class Member:
   overrides: dict
 
 
-def expand(config: ConfigDict, sweep: Callable | None, fixed: Sequence[str] = ()) -> list[Member]:
+def expand(config: ConfigDict, sweep: Callable | None, fixed: Sequence[str] = (), *,
+           alone: Sequence[str] = ("optim.weight_decay", "seed")) -> list[Member]:
   """All members of `sweep(add)`; without a sweep, the one member of the configuration.
 
   Args:
@@ -38,6 +39,7 @@ def expand(config: ConfigDict, sweep: Callable | None, fixed: Sequence[str] = ()
     sweep: a function that calls `add({'optim.weight_decay': 0.1, 'seed': 1})` per member.
     fixed: dotted fields given on the command line; they win over the sweep,
       and members that become equal are merged.
+    alone: the fields that name a member without overrides.
   """
   points = []
   if sweep is not None:
@@ -52,7 +54,8 @@ def expand(config: ConfigDict, sweep: Callable | None, fixed: Sequence[str] = ()
              if not any(k == f or k.startswith(f + ".") for f in fixed)}
     member_config = _override(config, point)
     if not point:
-      point = {"optim.weight_decay": config.optim.weight_decay, "seed": config.seed}
+      flat = flatten(as_json(config))
+      point = {field: flat[field] for field in alone}
     name = member_name(point)
     if name in members and members[name].overrides != point:
       raise UserError(f"two members of the sweep have the name {name}; vary them by more digits.")

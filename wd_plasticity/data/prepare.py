@@ -67,7 +67,7 @@ class Prepared:
     return self.tokenizer.fingerprint
 
 
-def prepare(data, cache_dir: str, report: Callable[[str], None] = print) -> Prepared:
+def prepare(data, cache_dir: str | os.PathLike, report: Callable[[str], None] = print) -> Prepared:
   """Opens the prepared data of a configuration, and prepares them first if need be.
 
   Args:
@@ -116,6 +116,11 @@ def prepare(data, cache_dir: str, report: Callable[[str], None] = print) -> Prep
   finally:
     lock.release()
   return prepared
+
+
+def open_prepared(cache_dir: str | os.PathLike, fingerprint: str) -> Prepared | None:
+  """The data set of a fingerprint that was prepared in `cache_dir`; None when it is not there."""
+  return _open(os.path.join(cache_dir, fingerprint[:32]), fingerprint)
 
 
 def _cannot_write(folder: str, e: OSError) -> UserError:

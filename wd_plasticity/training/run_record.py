@@ -5,9 +5,11 @@ at every later one, so a sweep may grow; `versions.json` says what software and
 devices ran it.
 """
 
+import functools
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +19,7 @@ import jax
 from ml_collections import ConfigDict
 
 import wd_plasticity
-from wd_plasticity.config import as_json, default_config
+from wd_plasticity.config import as_json, default_config, flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.files import write_json
 
@@ -98,10 +100,26 @@ def changed_fields(old: Mapping, new: Mapping) -> list[tuple[str, Any, Any]]:
 
 def versions() -> dict[str, str]:
   """Software and devices of this process."""
-  return {"wd_plasticity": wd_plasticity.__version__, "python": platform.python_version(),
+  return {"wd_plasticity": code_version(), "python": platform.python_version(),
           **{name: metadata.version(name) for name in PACKAGES},
           "platform": jax.default_backend(), "device_kind": jax.devices()[0].device_kind,
           "device_count": str(jax.device_count())}
+
+
+@functools.cache
+def code_version() -> str:
+  """The version of this code: '0.1.0', and the commit when it runs from a git checkout."""
+  version = wd_plasticity.__version__
+  root = Path(wd_plasticity.__file__).parents[1]
+  if not (root / ".git").exists():
+    return version
+  try:
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=root, timeout=10, capture_output=True,
+        text=True, check=True).stdout.strip()
+  except (OSError, subprocess.SubprocessError):
+    return version
+  return f"{version}+{described}"
 
 
 def _write_versions(path: Path) -> None:
@@ -115,14 +133,3 @@ def _write_versions(path: Path) -> None:
   if before != now:
     earlier.append(before)
   write_json(path, {**now, "earlier": earlier})
-
-
-def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
-  """{'optim.decay.preset': 'all', ...} of nested dicts."""
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      flat |= flatten(value, f"{prefix}{key}.")
-    else:
-      flat[f"{prefix}{key}"] = value
-  return flat

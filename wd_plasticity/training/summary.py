@@ -19,11 +19,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from wd_plasticity.config import flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.training import checkpoint
 from wd_plasticity.training.metrics import read_metrics
 from wd_plasticity.training.progress import format_count
-from wd_plasticity.training.run_record import FREE_FIELDS, flatten
+from wd_plasticity.training.run_record import FREE_FIELDS
 
 # Fields in which members may differ without being told apart in columns of their own.
 _NOT_SWEPT = ("name", "seed", "optim.weight_decay", *FREE_FIELDS)

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 _INK, _FAINT, _ZERO, _BAD = "#222222", "#9a9a9a", "#8c8c8c", "#c0392b"
 _LINES = ("-", "--", ":", "-.")
-_STYLE = {
+STYLE = {
     "font.size": 10.5, "axes.titlesize": 11.5, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.labelcolor": _INK, "text.color": _INK,
     "axes.edgecolor": "#777777", "xtick.color": "#555555", "ytick.color": "#555555",
@@ -31,11 +31,11 @@ def save(rows: Sequence[dict], settings: Sequence, file: BinaryIO) -> None:
   """
   from matplotlib import rc_context
 
-  with rc_context(_STYLE):
+  with rc_context(STYLE):
     figure = Figure(figsize=(12, 5), dpi=150, layout="constrained")
     by_decay, by_training = figure.subplots(1, 2, width_ratios=(1.25, 1))
     decays = sorted({r["weight_decay"] for r in rows if r["weight_decay"] is not None})
-    colours = _colours(decays)
+    colours = decay_colours(decays)
     shown = [r for s in settings for r in s.rows] or [
         r for r in rows if not r["status"].startswith("failed")]
     limits = _limits([r["validation_loss"] for r in shown if r["validation_loss"] is not None])
@@ -44,7 +44,7 @@ def save(rows: Sequence[dict], settings: Sequence, file: BinaryIO) -> None:
     figure.savefig(file, format="png")
 
 
-def _colours(decays: Sequence[float]) -> dict:
+def decay_colours(decays: Sequence[float]) -> dict:
   """Light to dark with growing decay; no decay is grey."""
   positive = [d for d in decays if d > 0]
   shades = colormaps["viridis_r"]

@@ -1,0 +1,248 @@
+"""What all eval programs do alike: flags, targets, members together, results.
+
+An eval program is a function `main(session)`; everything it needs to know about where
+it runs, on which checkpoints, and what is done already is in the session.
+"""
+
+import pathlib
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from wd_plasticity import cli
+from wd_plasticity import members as members_lib
+from wd_plasticity.config import as_json
+from wd_plasticity.data import prepare
+from wd_plasticity.errors import Interrupted, UserError
+from wd_plasticity.evals import targets as targets_lib
+from wd_plasticity.evals.config import FREE_FIELDS
+from wd_plasticity.evals.results import Results
+from wd_plasticity.evals.targets import Target
+from wd_plasticity.models import decoder
+from wd_plasticity.training import distributed, hardware
+from wd_plasticity.training import mesh as mesh_lib
+from wd_plasticity.training.progress import Progress
+
+ROWS = P(("data", "fsdp"))  # rows of a batch that all members share
+REPLICATED = P()
+
+
+class Session:
+  """One run of an eval program.
+
+  Attributes:
+    config: the configuration of the program.
+    targets: the checkpoints to evaluate.
+    workdir: nothing is written outside.
+    results: what is done already, and where new results go.
+    mesh: all devices of the run, as in pretraining.
+    points: members of the program's own `sweep(add)`; one when there is none.
+  """
+
+  def __init__(self, program: str, config: ConfigDict, checkpoints: Sequence[str],
+               workdir: str, *, command: str = "", points: Sequence[members_lib.Member] = ()):
+    self.config, self.workdir = config, pathlib.Path(workdir)
+    self.program = program
+    self.points = list(points)
+    self.targets, notes = targets_lib.find(
+        checkpoints, config.steps, compute_dtype=config.compute_dtype,
+        tokenizer_dir=config.tokenizer_dir)
+    for note in notes:
+      self.print(note)
+    self.results = Results(workdir, program, command)
+    self.mesh = mesh_lib.make_mesh(config.mesh)
+    self._prepared: dict[str, prepare.Prepared] = {}
+
+  def settings(self, config: ConfigDict | None = None) -> dict[str, Any]:
+    """The fields of a configuration that decide a result, without those of single tasks."""
+    values = as_json(config or self.config)
+    return {k: v for k, v in values.items() if k not in FREE_FIELDS}
+
+  # Members together.
+
+  def groups(self, targets: Sequence[Target], bytes_per_parameter: int = 4) -> list[list[Target]]:
+    """Targets that one program evaluates together: one model and tokenizer, a limited number.
+
+    Args:
+      targets: in the order in which they are wanted.
+      bytes_per_parameter: device memory that a member takes, to know how many fit.
+    """
+    alike: dict[Any, list[Target]] = {}
+    for t in targets:
+      alike.setdefault((t.model, t.meta["tokenizer_fingerprint"]), []).append(t)
+    groups = []
+    for same in alike.values():
+      groups += members_lib.chunks(same, self._at_once(same[0], bytes_per_parameter))
+    return groups
+
+  def _at_once(self, target: Target, bytes_per_parameter: int) -> int:
+    smallest = self.mesh.shape["sweep"]
+    if self.config.members_at_once:
+      return -(-self.config.members_at_once // smallest) * smallest
+    if jax.default_backend() == "cpu":
+      return smallest
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 16e9)
+    per_member = target.meta["parameters"]["total"] * bytes_per_parameter
+    # Half is left to activations.
+    fitting = int(0.5 * limit * self.mesh.size / per_member) // smallest * smallest
+    return max(smallest, fitting)
+
+  def num_members(self, group: Sequence[Target]) -> int:
+    """Size of the member axis of a group: its length, filled up to the mesh axis `sweep`."""
+    smallest = self.mesh.shape["sweep"]
+    return -(-len(group) // smallest) * smallest
+
+  def load(self, group: Sequence[Target]) -> Any:
+    """The parameters of a group, stacked on a leading member axis and laid on the mesh.
+
+    Members that only fill up the axis are copies of the last one.
+    """
+    params = [t.stored.load_params(self._shardings(t)) for t in group]
+    params += [params[-1]] * (self.num_members(group) - len(params))
+    return self.stack(params)
+
+  def stack(self, params: Sequence[Any]) -> Any:
+    """Parameters of single members as one tree with a member axis."""
+    specs = mesh_lib.parameter_specs(params[0])
+    shardings = jax.tree.map(lambda s: mesh_lib.sharding(self.mesh, mesh_lib.with_members(s)),
+                             specs, is_leaf=lambda s: isinstance(s, P))
+    return jax.jit(lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees),
+                   out_shardings=shardings)(*params)
+
+  def _shardings(self, target: Target) -> Any:
+    shapes = jax.eval_shape(lambda: decoder.init_params(target.model, jax.random.key(0)))
+    mesh_lib.check_parameters(shapes, dict(self.mesh.shape))
+    return jax.tree.map(lambda s: mesh_lib.sharding(self.mesh, s),
+                        mesh_lib.parameter_specs(shapes), is_leaf=lambda s: isinstance(s, P))
+
+  def compile(self, fn: Callable, in_axes: Sequence[int | None], num_members: int,
+              out: Any = REPLICATED) -> Callable:
+    """jit of `fn` over stacked members, see `mesh.over_members`.
+
+    Args:
+      fn: a function of one member.
+      in_axes: 0 for arguments with a member axis, None for shared ones.
+      num_members: size of the member axis.
+      out: where outputs lie; by default on every device, so that any process can read them.
+    """
+    out = jax.tree.map(lambda s: mesh_lib.sharding(self.mesh, s), out,
+                       is_leaf=lambda s: isinstance(s, P))
+    return jax.jit(mesh_lib.over_members(fn, in_axes, num_members), out_shardings=out)
+
+  def put(self, array: np.ndarray, spec: P = ROWS) -> jax.Array:
+    """An array that every process holds whole, laid on the mesh; by default rows are divided."""
+    array = np.asarray(array)
+    return jax.make_array_from_callback(
+        array.shape, mesh_lib.sharding(self.mesh, spec), array.__getitem__)
+
+  @property
+  def row_shares(self) -> int:
+    """The number of rows of a batch must be a multiple of this."""
+    return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+  # Data, progress.
+
+  def pretraining_data(self, target: Target) -> prepare.Prepared:
+    """The prepared data that a target was trained on.
+
+    They are looked for where the pretraining left them, and prepared again in this work
+    directory when they are not there.
+
+    Raises:
+      UserError: they cannot be made, or the files they are made of have changed.
+    """
+    fingerprint = target.meta["data_fingerprint"]
+    if fingerprint not in self._prepared:
+      data = ConfigDict(target.pretraining["data"])
+      places = (self.config.cache_dir, data.cache_dir, target.workdir / "cache",
+                self.workdir / "cache")
+      found = None
+      for place in filter(None, places):
+        found = found or prepare.open_prepared(place, fingerprint)
+      self._prepared[fingerprint] = found or self._prepare(target, data)
+    return self._prepared[fingerprint]
+
+  def _prepare(self, target: Target, data: ConfigDict) -> prepare.Prepared:
+    where = self.config.cache_dir or self.workdir / "cache"
+    if distributed.is_first():
+      prepare.prepare(data, where, print)
+    distributed.barrier("data are prepared")
+    made = prepare.prepare(data, where, lambda line: None)
+    if made.fingerprint != target.meta["data_fingerprint"]:
+      raise UserError(f"the data that {target.name} was trained on are not there, and what "
+                      f"{data.train or 'the embedded corpus'} holds now is not the same; name the "
+                      "folder of the prepared data by --config.cache_dir=FOLDER.")
+    return made
+
+  def progress(self, total: int, unit: str) -> Progress:
+    return Progress(total, unit, self.program, enabled=distributed.is_first())
+
+  def print(self, line: str) -> None:
+    if distributed.is_first():
+      print(line, flush=True)
+
+
+def run(program: str, main: Callable[[Session], None]) -> None:
+  """Runs an eval program from the command line."""
+  config_flag = cli.define_config_flag()
+  checkpoints = flags.DEFINE_multi_string(
+      "checkpoint", [], "Work directory of a sweep, a member or a step; may be given repeatedly.")
+  workdir = flags.DEFINE_string(
+      "workdir", None, f"Results go to WORKDIR/evals/{program}; nothing is written outside.")
+
+  def start(argv):
+    del argv
+    config = config_flag.value
+    if config is None:
+      raise UserError(f"--config=FILE is missing; --config=configs/{program}.py is a first one.")
+    if workdir.value is None:
+      raise UserError(f"--workdir=FOLDER is missing; results go to FOLDER/evals/{program}.")
+    filename, overrides = cli.config_source()
+    if config.get("program") != program:
+      raise UserError(f"{filename} is not a configuration of this program; "
+                      f"--config=configs/{program}.py is one.")
+    points = members_lib.expand(config, cli.load_sweep(filename), tuple(overrides), alone=())
+    hardware.keep_freed_memory()
+    if config.mesh.cpu_devices:
+      jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
+    line = distributed.initialise(config.distributed)
+    signal.signal(signal.SIGTERM, _stop)
+    command = shlex.join(["python", "-m", f"wd_plasticity.evals.{program}", *sys.argv[1:]])
+    session = Session(program, config, checkpoints.value, workdir.value, command=command,
+                      points=points)
+    session.print(line)
+    session.print(f"{len(session.targets)} checkpoint(s) of "
+                  f"{len({t.member for t in session.targets})} member(s)")
+    execute(session, main)
+    distributed.barrier("end of the run")
+
+  cli.run(start)
+
+
+def execute(session: Session, main: Callable[[Session], None]) -> None:
+  """Runs an eval program in a session and collects its results."""
+  try:
+    session.results.directory.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(f"--workdir={session.workdir} cannot be written to ({e.strerror}); give a "
+                    "folder that can.") from e
+  # Hand-written kernels find the mesh by its context, see models/attention.py.
+  with jax.set_mesh(session.mesh):
+    try:
+      main(session)
+    finally:
+      session.results.collect()
+
+
+def _stop(number, _):
+  raise Interrupted(f"stopped by {signal.Signals(number).name}; finished results are kept, run the "
+                    "same command again to go on.")

@@ -1,0 +1,151 @@
+"""Results of an eval program on disk: one finished file per item, and a table of all.
+
+`<workdir>/evals/<program>/<member>/<step>/<item>.json` is written last, after its records
+(`.jsonl`) and arrays (`.npz`), so an item is either done or has to be done again.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from wd_plasticity.config import as_json, flatten
+from wd_plasticity.errors import UserError
+from wd_plasticity.evals.targets import Target
+from wd_plasticity.files import write_json
+from wd_plasticity.training import distributed
+from wd_plasticity.training.run_record import code_version
+
+SCHEMA_VERSION = 1
+
+
+class Results:
+  """The results of one program in one work directory."""
+
+  def __init__(self, workdir: str | os.PathLike, program: str, command: str):
+    self.directory = Path(workdir) / "evals" / program
+    self._program, self._command = program, command
+
+  def path(self, target: Target, item: str, suffix: str = ".json") -> Path:
+    return self.directory / target.member / str(target.step) / f"{item}{suffix}"
+
+  def is_done(self, target: Target, item: str, settings: Mapping[str, Any]) -> bool:
+    """Whether there is a result of this checkpoint, made with these settings.
+
+    Raises:
+      UserError: there is one that was made with others, or of another checkpoint.
+    """
+    path = self.path(target, item)
+    if not path.exists():
+      return False
+    made = self.load(target, item)
+    elsewhere = "give another --workdir, or delete that file to have it made again."
+    if made["checkpoint"]["data_fingerprint"] != target.meta["data_fingerprint"] or (
+        made["checkpoint"]["pretraining"] != _pretraining(target)):
+      raise UserError(f"{path} is of another checkpoint named {target.name}; {elsewhere}")
+    before, now = flatten(made["settings"]), flatten(as_json(settings))
+    for field in before | now:
+      if before.get(field) != now.get(field):
+        raise UserError(f"{path} was made with {field}={json.dumps(before.get(field))} and now it "
+                        f"is {json.dumps(now.get(field))}; {elsewhere}")
+    return True
+
+  def load(self, target: Target, item: str) -> dict[str, Any]:
+    """The JSON of a finished item.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    return _read(self.path(target, item))
+
+  def write(self, target: Target, item: str, settings: Mapping[str, Any],
+            values: Mapping[str, Any], *, records: Sequence[Mapping] | None = None,
+            arrays: Mapping[str, np.ndarray] | None = None) -> None:
+    """Writes a finished item, in process 0.
+
+    Args:
+      target: what was evaluated.
+      item: name of the item, part of a file name.
+      settings: everything but the checkpoint that decides the values.
+      values: the results; JSON, with None for what does not exist.
+      records: one line each of `<item>.jsonl`.
+      arrays: of `<item>.npz`.
+    """
+    if not distributed.is_first():
+      return
+    path = self.path(target, item)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if records is not None:
+      lines = "".join(json.dumps(r, allow_nan=False) + "\n" for r in records)
+      _write(path.with_suffix(".jsonl"), lambda f: f.write(lines.encode("utf-8")))
+    if arrays is not None:
+      _write(path.with_suffix(".npz"), lambda f: np.savez_compressed(f, **arrays))
+    document = {
+        "schema": f"wd_plasticity.{self._program}", "schema_version": SCHEMA_VERSION,
+        "item": item, "checkpoint": describe(target), "settings": as_json(settings),
+        "values": values, "command": self._command, "code_version": code_version()}
+    json.dumps(document, allow_nan=False)  # before anything is written
+    write_json(path, document)
+
+  def all(self) -> list[dict[str, Any]]:
+    """All finished items of the program in this work directory, by weight decay and step."""
+    items = [_read(p) for p in sorted(self.directory.glob("*/*/*.json"))]
+    def order(r):
+      c = r["checkpoint"]
+      return c["weight_decay"], c["seed"], c["member"], c["step"], r["item"]
+    return sorted(items, key=order)
+
+  def collect(self) -> list[dict[str, Any]]:
+    """Writes `results.jsonl`, a line per finished item, in process 0; returns the items."""
+    items = self.all()
+    if distributed.is_first() and items:
+      lines = "".join(json.dumps(r, allow_nan=False) + "\n" for r in items)
+      _write(self.directory / "results.jsonl", lambda f: f.write(lines.encode("utf-8")))
+    return items
+
+
+def describe(target: Target) -> dict[str, Any]:
+  """What a result says about its checkpoint."""
+  return {
+      "member": target.member, "step": target.step, "steps": target.meta["steps"],
+      "tokens": target.tokens, "path": str(target.directory),
+      "weight_decay": target.weight_decay, "seed": target.seed,
+      "parameters": target.meta["parameters"]["total"],
+      "tokenizer_fingerprint": target.meta["tokenizer_fingerprint"],
+      "data_fingerprint": target.meta["data_fingerprint"],
+      "pretraining": _pretraining(target)}
+
+
+def _pretraining(target: Target) -> dict[str, Any]:
+  """The fields of the pretraining that tell members of a study apart."""
+  config = target.pretraining
+  return {"name": config["name"], "model": config["model"], "optim": config["optim"],
+          "train": {k: config["train"][k] for k in ("steps", "tokens_per_parameter",
+                                                    "global_batch_size")},
+          "sequence_length": config["data"]["sequence_length"], "seed": config["seed"]}
+
+
+def _read(path: Path) -> dict[str, Any]:
+  try:
+    made = json.loads(path.read_text(encoding="utf-8"))
+    if made["schema_version"] > SCHEMA_VERSION:
+      raise UserError(f"{path} was written by a newer wd_plasticity; update this one.")
+    return made
+  except (OSError, ValueError, KeyError, TypeError) as e:
+    raise UserError(f"{path} is not a readable result; delete it to have it made again.") from e
+
+
+def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+  temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+  try:
+    with open(temporary, "wb") as f:
+      write(f)
+      f.flush()
+      os.fsync(f.fileno())
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
