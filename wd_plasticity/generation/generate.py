@@ -1,0 +1,333 @@
+"""Continuations of prompts with a key/value cache, all decoding on the devices.
+
+Prompts are padded on the right to one of a few lengths, and a batch of them is one
+program: the pass over the prompts, then a loop over new tokens that ends when every row
+has. Keys and values of a prompt are kept once, however many samples are drawn from it;
+those of new tokens stand in a second cache with a slot per step, which grows as the loop
+goes on, so that early steps do not read the slots of late ones. A row of length n has its
+new tokens at the positions n, n + 1, ..., wherever they are stored.
+
+Letters beside those of docs/architecture.md: L slots of a prompt, S samples, R rows
+(B prompts times S samples), T new tokens, C slots of the cache of new tokens.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from wd_plasticity.errors import UserError
+from wd_plasticity.generation import sampling as sampling_lib
+from wd_plasticity.generation.batches import Batch, make_batches
+from wd_plasticity.generation.sampling import Sampling
+from wd_plasticity.models import decoder, layers
+from wd_plasticity.models.attention import attend
+from wd_plasticity.models.config import ModelConfig
+from wd_plasticity.training import mesh as mesh_lib
+
+_FIRST_SLOTS = 128  # of the cache of new tokens; it is doubled when it is full
+_ROWS = ("data", "fsdp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+  """Continuations in the order of the prompts.
+
+  Attributes:
+    tokens_MxPxSxT: int32; what follows the end of a continuation is the end mark.
+    lengths_MxPxS: int32, tokens of each continuation without its end mark.
+  """
+
+  tokens_MxPxSxT: np.ndarray
+  lengths_MxPxS: np.ndarray
+
+  def continuation(self, member: int, prompt: int, sample: int = 0) -> np.ndarray:
+    """The tokens of one continuation, without the end mark."""
+    length = self.lengths_MxPxS[member, prompt, sample]
+    return self.tokens_MxPxSxT[member, prompt, sample, :length]
+
+
+class Generator:
+  """Compiled generation for members of one size; `generate` may be called many times."""
+
+  def __init__(self, model: ModelConfig, mesh: Mesh, num_members: int, sampling: Sampling,
+               eos_id: int | None, *, num_tokens: int = 0, memory_bytes: int = 0):
+    """Prepares; programs are compiled when a length is first met.
+
+    Args:
+      model: sizes; `model.attention` is not used, because prompts have any length.
+      mesh: as of `mesh_lib.make_mesh`; prompts are divided among the axes data and fsdp.
+      num_members: members stacked in the parameters.
+      sampling: how tokens are chosen.
+      eos_id: the token that ends a continuation; None: all have max_new_tokens.
+      num_tokens: size of the tokenizer, where the model's vocabulary is padded beyond it;
+        ids from here on are never chosen. 0: the whole vocabulary.
+      memory_bytes: of a device, for caches and logits; 0: a share of what it has.
+
+    Raises:
+      UserError: `num_tokens` or `eos_id` is not in the vocabulary.
+    """
+    num_tokens = num_tokens or model.vocab_size
+    if not 0 < num_tokens <= model.vocab_size:
+      raise UserError(f"a tokenizer of {num_tokens} tokens does not fit the model's vocabulary of "
+                      f"{model.vocab_size}; use the tokenizer it was trained with.")
+    if eos_id is not None and not 0 <= eos_id < num_tokens:
+      raise UserError(f"the end mark {eos_id} is not among the {num_tokens} tokens; use the "
+                      "tokenizer the model was trained with.")
+    self.model, self.mesh, self.num_members = model, mesh, num_members
+    self.sampling, self.eos_id = sampling, eos_id
+    self._decoding = _Decoding(model, mesh, sampling, eos_id, num_tokens)
+    self._memory_bytes = memory_bytes
+    shapes = jax.eval_shape(lambda: decoder.init_params(model, jax.random.key(0)))
+    specs = mesh_lib.parameter_specs(shapes)
+    gathered = jax.tree.map(
+        lambda spec: NamedSharding(mesh, mesh_lib.with_members(_without_fsdp(spec))), specs,
+        is_leaf=lambda s: isinstance(s, P))
+    replicated = NamedSharding(mesh, P())
+    self._prepare = jax.jit(functools.partial(_cast, model=model), out_shardings=gathered)
+    self._run = jax.jit(
+        self._generate_batch,
+        in_shardings=(gathered, *[NamedSharding(mesh, P(_ROWS))] * 4, replicated),
+        out_shardings=replicated)
+
+  def generate(self, params_M: dict, prompts: Sequence[np.ndarray], seed: int = 0,
+               on_batch: Callable[[int], None] | None = None) -> Generated:
+    """Continues every prompt, with every member.
+
+    A continuation is a function of the member, the prompt, its place in `prompts`, the
+    sample and the seed: not of the other prompts, of the mesh or of other members, up to
+    the rounding of products, which may depend on how many rows are computed together.
+
+    Args:
+      params_M: parameters stacked on a leading member axis, laid out by mesh_lib.RULES.
+      prompts: int token ids of each, at least one. A prompt with its continuation may be
+        longer than the records of pretraining; nothing is cut here.
+      seed: of the draws; the same random numbers serve all members.
+      on_batch: called with the number of prompts done so far, after every batch.
+
+    Returns:
+      What was generated, on every process.
+
+    Raises:
+      UserError: a prompt is empty or holds a token outside the vocabulary.
+    """
+    _check_prompts(prompts, self.model.vocab_size)
+    s = self.sampling
+    shape = (self.num_members, len(prompts), s.num_samples)
+    tokens = np.full((*shape, s.max_new_tokens), self._decoding.filler, np.int32)
+    lengths = np.zeros(shape, np.int32)
+    params_M = self._prepare(params_M)
+    shares = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+    done = 0
+    for batch in make_batches(prompts, self.model, s, shares,
+                              -(-self.num_members // self.mesh.shape["sweep"]),
+                              self._memory_bytes):
+      rows = self._run(params_M, *self._place(batch), np.uint32(seed % 2**32))
+      count = len(batch.prompts)
+      tokens[:, batch.prompts], lengths[:, batch.prompts] = (
+          np.asarray(x)[:, :count] for x in rows)
+      done += count
+      if on_batch:
+        on_batch(done)
+    return Generated(tokens, lengths)
+
+  def _place(self, batch: Batch):
+    sharding = NamedSharding(self.mesh, P(_ROWS))
+    return [jax.make_array_from_callback(a.shape, sharding, a.__getitem__)
+            for a in (batch.tokens_BxL, batch.lengths_B, batch.index_B, batch.is_prompt_B)]
+
+  def _generate_batch(self, params_M, tokens_BxL, lengths_B, index_B, is_prompt_B, seed):
+    """tokens [M, B, S, T] and lengths [M, B, S] of one batch."""
+    d = self._decoding
+    over = functools.partial(mesh_lib.over_members, num_members=self.num_members)
+    keys_R = _row_keys(seed, index_B, self.sampling.num_samples)
+    prompt_M, state_M = over(d.start, (0, None, None, None, None))(
+        params_M, tokens_BxL, lengths_B, is_prompt_B, keys_R)
+    step = over(d.step, (0, 0, 0, None, None, None))
+    # The loop is around the members, not mapped over them: as part of a mapped loop every
+    # step would copy the caches to keep those of members that have ended.
+    t = jnp.int32(0)
+    for slots in d.cache_sizes():
+      state_M = over(functools.partial(d.grow, slots=slots), (0,))(state_M)
+      last = min(slots, self.sampling.max_new_tokens - 1)
+      t, state_M = jax.lax.while_loop(
+          lambda carry, last=last: (carry[0] < last) & ~jnp.all(carry[1]["done"]),
+          lambda carry: (carry[0] + 1, step(params_M, prompt_M, carry[1], lengths_B, keys_R,
+                                            carry[0])),
+          (t, state_M))
+    shape = (self.num_members, tokens_BxL.shape[0], self.sampling.num_samples)
+    return state_M["tokens"].reshape(*shape, -1), state_M["length"].reshape(shape)
+
+
+class _Decoding:
+  """The functions of one member: `start` reads the prompts, `step` makes one token.
+
+  The state is a dict: `token` [R] (the newest), `done` bool [R], `length` [R], `tokens`
+  [R, T], `keys` and `values` [N, R, G, C, K], and `seen` bool [R, V] under a repetition
+  penalty.
+  """
+
+  def __init__(self, model: ModelConfig, mesh: Mesh, sampling: Sampling, eos_id: int | None,
+               num_tokens: int):
+    self.model, self.sampling, self.num_tokens = model, sampling, num_tokens
+    self.eos_id = eos_id
+    self.filler = 0 if eos_id is None else eos_id
+    self.dtype = jnp.dtype(model.compute_dtype)
+    heads = "tensor" if model.num_kv_heads % mesh.shape["tensor"] == 0 else None
+    self._cache_sharding = NamedSharding(mesh, P(None, _ROWS, heads))
+
+  def cache_sizes(self) -> list[int]:
+    """Slots of the cache of new tokens, growing; the newest token needs none."""
+    needed, sizes = max(self.sampling.max_new_tokens - 1, 1), []
+    while not sizes or sizes[-1] < needed:
+      sizes.append(min(needed, 2 * sizes[-1] if sizes else _FIRST_SLOTS))
+    return sizes
+
+  def start(self, params, tokens_BxL, lengths_B, is_prompt_B, keys_R):
+    """Keys and values of the prompts [N, B, G, L, K], and the state after the first token."""
+    c, samples = self.model, self.sampling.num_samples
+    rope = layers.rope_tables(tokens_BxL.shape[1], c.head_dim, c.rope_theta)
+
+    def mix(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, _):
+      k_BxLxGxK = layers.apply_rope(k_BxLxGxK, rope)
+      y_BxLxHxK = attend(layers.apply_rope(q_BxLxHxK, rope), k_BxLxGxK, v_BxLxGxK)
+      return y_BxLxHxK, (k_BxLxGxK.swapaxes(1, 2), v_BxLxGxK.swapaxes(1, 2))
+
+    x_BxLxD, prompt = decoder.run_layers(params, c, decoder.embed(params, c, tokens_BxL), mix)
+    prompt = jax.tree.map(self._constrain, prompt)
+    last_Bx1x1 = (lengths_B - 1)[:, None, None]
+    x_BxD = jnp.take_along_axis(x_BxLxD, last_Bx1x1, axis=1)[:, 0]
+    logits_RxV = jnp.repeat(self._logits(params, x_BxD), samples, axis=0)
+    rows = logits_RxV.shape[0]
+    empty = jnp.zeros((c.num_layers, rows, c.num_kv_heads, 0, c.head_dim), self.dtype)
+    state = {
+        "keys": empty, "values": empty,
+        "done": jnp.repeat(~is_prompt_B, samples), "length": jnp.zeros(rows, jnp.int32),
+        "tokens": jnp.full((rows, self.sampling.max_new_tokens), self.filler, jnp.int32)}
+    if self.sampling.repetition_penalty != 1:
+      state["seen"] = jnp.repeat(self._seen(tokens_BxL, lengths_B), samples, axis=0)
+    return prompt, self._choose(state, logits_RxV, keys_R, jnp.int32(0))
+
+  def grow(self, state, slots):
+    """The state with that many slots in the cache of new tokens."""
+    def pad(cache):
+      more = slots - cache.shape[3]
+      return self._constrain(jnp.pad(cache, ((0, 0),) * 3 + ((0, more), (0, 0))))
+    return state | {"keys": pad(state["keys"]), "values": pad(state["values"])}
+
+  def step(self, params, prompt, state, lengths_B, keys_R, t):
+    """Reads token t, which takes slot t of the cache, and chooses token t + 1."""
+    c = self.model
+    prompt_length, samples = prompt[0].shape[3], self.sampling.num_samples
+    slots = state["keys"].shape[3]
+    tables = layers.rope_tables(prompt_length + slots, c.head_dim, c.rope_theta)
+    position_R = jnp.repeat(lengths_B, samples) + t
+    rope = jax.tree.map(lambda table: table[position_R], tables)
+    in_prompt_BxL = jnp.arange(prompt_length) < lengths_B[:, None]
+    is_past_C = jnp.arange(slots) < t
+
+    def mix(q_1xRxHxK, k_1xRxGxK, v_1xRxGxK, caches):
+      k_RxGxK = layers.apply_rope(k_1xRxGxK, rope)[0]
+      y_RxHxK = _attend_cache(layers.apply_rope(q_1xRxHxK, rope)[0], k_RxGxK, v_1xRxGxK[0],
+                              *caches, in_prompt_BxL, is_past_C)
+      return y_RxHxK[None], (k_RxGxK, v_1xRxGxK[0])
+
+    # One token per row: rows stand where a sequence has its length.
+    x_1xRxD = decoder.embed(params, c, state["token"][None])
+    x_1xRxD, new = decoder.run_layers(
+        params, c, x_1xRxD, mix, (*prompt, state["keys"], state["values"]))
+    caches = [jax.lax.dynamic_update_slice_in_dim(cache, part[:, :, :, None], t, axis=3)
+              for cache, part in zip((state["keys"], state["values"]), new, strict=True)]
+    state = state | {"keys": caches[0], "values": caches[1]}
+    return self._choose(state, self._logits(params, x_1xRxD[0]), keys_R, t + 1)
+
+  def _choose(self, state, logits_RxV, keys_R, t):
+    """The state with token t chosen and recorded."""
+    keys_R = jax.vmap(jax.random.fold_in, (0, None))(keys_R, t)
+    token_R = sampling_lib.choose(logits_RxV, state.get("seen"), keys_R, self.sampling)
+    done_R = state["done"]
+    if self.eos_id is not None:
+      done_R = done_R | (token_R == self.eos_id)
+    token_R = jnp.where(done_R, self.filler, token_R)
+    new = {"token": token_R, "done": done_R, "length": state["length"] + ~done_R,
+           "tokens": jax.lax.dynamic_update_slice_in_dim(
+               state["tokens"], token_R[:, None], t, axis=1)}
+    if "seen" in state:
+      new["seen"] = state["seen"].at[jnp.arange(token_R.size), token_R].set(True)
+    return state | new
+
+  def _seen(self, tokens_BxL, lengths_B):
+    """Which tokens [B, V] stand in a prompt."""
+    outside = self.num_tokens  # scatters out of bounds are dropped
+    is_text = jnp.arange(tokens_BxL.shape[1]) < lengths_B[:, None]
+    rows_Bx1 = jnp.arange(tokens_BxL.shape[0])[:, None]
+    seen_BxV = jnp.zeros((tokens_BxL.shape[0], self.num_tokens), bool)
+    return seen_BxV.at[rows_Bx1, jnp.where(is_text, tokens_BxL, outside)].set(True, mode="drop")
+
+  def _logits(self, params, x_RxD):
+    w_DxV = decoder.head_kernel(params, self.model)[:, :self.num_tokens].astype(x_RxD.dtype)
+    return jnp.einsum("rd,dv->rv", x_RxD, w_DxV, preferred_element_type=jnp.float32)
+
+  def _constrain(self, cache_NxRxGxLxK):
+    return jax.lax.with_sharding_constraint(cache_NxRxGxLxK, self._cache_sharding)
+
+
+def _attend_cache(q_RxHxK, k_RxGxK, v_RxGxK, prompt_k_BxGxLxK, prompt_v_BxGxLxK, keys_RxGxCxK,
+                  values_RxGxCxK, in_prompt_BxL, is_past_C):
+  """Attention of one new token of every row to its prompt, its past and itself, [R, H, K]."""
+  rows, heads, head_dim = q_RxHxK.shape
+  batch, kv_heads, length, _ = prompt_k_BxGxLxK.shape
+  # The queries of all samples of a prompt share its keys: one product for all of them.
+  by_prompt = lambda t: (t.reshape(batch, rows // batch, kv_heads, -1, t.shape[-1])
+                         .swapaxes(1, 2).reshape(batch, kv_heads, -1, t.shape[-1]))
+  by_row = lambda t: (t.reshape(batch, kv_heads, rows // batch, -1, t.shape[-1])
+                      .swapaxes(1, 2).reshape(rows, kv_heads, -1, t.shape[-1]))
+  product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  q = q_RxHxK.reshape(rows, kv_heads, -1, head_dim)
+  scores_prompt = product("bgqk,bglk->bgql", by_prompt(q), prompt_k_BxGxLxK)
+  scores_prompt = jnp.where(in_prompt_BxL[:, None, None], scores_prompt, -jnp.inf)
+  scores_past = product("rgqk,rgck->rgqc", q, keys_RxGxCxK)
+  scores_past = jnp.where(is_past_C, scores_past, -jnp.inf)
+  scores_own = jnp.sum(q.astype(jnp.float32) * k_RxGxK[:, :, None], axis=-1, keepdims=True)
+  scores = jnp.concatenate([by_row(scores_prompt), scores_past, scores_own], axis=-1)
+  shares = jax.nn.softmax(scores * head_dim**-0.5, axis=-1)
+  weights = shares.astype(q.dtype)
+  y = by_row(product("bgql,bglk->bgqk", by_prompt(weights[..., :length]), prompt_v_BxGxLxK))
+  y += product("rgqc,rgck->rgqk", weights[..., length:-1], values_RxGxCxK)
+  y += shares[..., -1:] * v_RxGxK[:, :, None]
+  return y.reshape(rows, heads, head_dim).astype(q_RxHxK.dtype)
+
+
+def _row_keys(seed, index_B, num_samples):
+  """A random key for every sample of every prompt, [R], by its place among all prompts."""
+  def key(index, sample):
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), index), sample)
+  return jax.vmap(jax.vmap(key, (None, 0)), (0, None))(
+      index_B, jnp.arange(num_samples)).reshape(-1)
+
+
+def _cast(params_M, model):
+  """Parameters in the compute dtype, but for the scales of norms, which work in float32."""
+  def cast(path, x):
+    return x if path[-1].key == "scale" else x.astype(model.compute_dtype)
+  return jax.tree_util.tree_map_with_path(cast, params_M)
+
+
+def _without_fsdp(spec: P) -> P:
+  """Every step reads all parameters, so they are gathered once and not in each step."""
+  return P(*(None if axis == "fsdp" else axis for axis in spec))
+
+
+def _check_prompts(prompts, vocab_size):
+  for i, prompt in enumerate(prompts):
+    if not len(prompt):
+      raise UserError(f"prompt {i} has no tokens; a continuation needs at least one to begin "
+                      "with.")
+    if np.min(prompt) < 0 or np.max(prompt) >= vocab_size:
+      raise UserError(f"prompt {i} holds a token outside the model's vocabulary of {vocab_size}; "
+                      "use the tokenizer the model was trained with.")
