@@ -109,7 +109,7 @@ class FileSource:
 
   def text_bytes(self) -> int:
     # Text compresses about four times.
-    return sum(os.path.getsize(path) * (1 if file_format(path)[1] == "" and kind != ".parquet" else 4)
+    return sum(os.path.getsize(path) * (4 if file_format(path)[1] or kind == ".parquet" else 1)
                for kind, path in self.files)
 
 

@@ -9,7 +9,8 @@ data set as `tfds:NAME_OR_FOLDER:SPLIT`. It may end in column names of the data'
 
 Read by their extension, plain or compressed (.gz, .xz, .zst): .jsonl and .json (one
 object per line, one array, one object, or objects by name), .csv and .tsv (with a
-header or without), .parquet, and files of .txt or no extension (JSON or plain text).
+header or without), .parquet, .txt or no extension (JSON, or a text each), and .neg and
+.pos (a text per line, labelled by the extension).
 Rows tell where they come from: `_name` is the name of the row, the file, or the TFDS
 split and position; `_folder` the name of the file's folder.
 """
@@ -29,7 +30,8 @@ import pyarrow.parquet
 from wd_plasticity.data import sources
 from wd_plasticity.errors import UserError
 
-_EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", "")
+_POLARITY = (".neg", ".pos")  # of label 0 and 1
+_EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", "", *_POLARITY)
 # What a cell of a header looks like: a short name, not a sentence and not a number.
 _HEADER_CELL = re.compile(r"[A-Za-z_#][\w#/.()-]{0,31}( [\w#/.()-]{1,15}){0,2}")
 _LONGEST_CELL = 2**30
@@ -131,6 +133,9 @@ def _read(f: IO[bytes], path: str, by_number: bool) -> Iterator[dict]:
     yield from _json_lines(io.BufferedReader(f), path, 1)
   elif kind == ".json":
     yield from _json_rows(io.BufferedReader(f), path)
+  elif kind in _POLARITY:
+    for line in _decode(f.read()).splitlines():
+      yield {"text": line, "label": _POLARITY.index(kind)}
   else:
     yield from _text_rows(f.read(), path)
 
@@ -202,11 +207,15 @@ def _is_header(cells: list[str]) -> bool:
   return len(set(cells)) == len(cells) and all(_HEADER_CELL.fullmatch(c) for c in cells)
 
 
-def _text_rows(content: bytes, path: str) -> Iterator[dict]:
+def _decode(content: bytes) -> str:
   try:
-    text = content.decode("utf-8-sig")
+    return content.decode("utf-8-sig")
   except UnicodeDecodeError:
-    text = content.decode("latin-1")  # such as messages of 20 Newsgroups
+    return content.decode("latin-1")  # older collections, such as 20 Newsgroups
+
+
+def _text_rows(content: bytes, path: str) -> Iterator[dict]:
+  text = _decode(content)
   if text.lstrip()[:1] == "{":
     yield _parse_json(content, path)  # such as passages of RACE
   else:

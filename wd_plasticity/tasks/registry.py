@@ -98,5 +98,5 @@ def _fingerprint(name: str, split: str, problems: list[Problem]) -> str:
   digest = hashlib.sha256(f"{name}\0{split}".encode())
   for problem in problems:
     # repr parts the fields without ambiguity and cannot fail on lone surrogates.
-    digest.update(repr(dataclasses.astuple(problem)).encode("utf-8", "backslashreplace"))
+    digest.update(repr(problem).encode("utf-8", "backslashreplace"))
   return digest.hexdigest()[:32]
