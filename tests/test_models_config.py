@@ -1,5 +1,7 @@
 """Model sizes: presets, refusals, parameter and FLOP counts."""
 
+import dataclasses
+import json
 import re
 
 import jax
@@ -76,6 +78,10 @@ def test_published_head_dims():
     (dict(attention="flash"), "attention='flash' is unknown"),
     (dict(remat="some"), "remat='some' is unknown"),
     (dict(vocab_size=100), "vocab_size=100 is smaller than the tokenizer's 4096"),
+    (dict(rope_scaling=(8.0, 1.0, 4.0)), "rope_scaling=(8.0, 1.0, 4.0) must be empty or (factor"),
+    (dict(rope_scaling=(8.0, 4.0, 1.0, 64)), "0 < low < high"),
+    (dict(rope_scaling=("a", 1, 4, 64)), "must be empty or"),
+    (dict(rope_scaling=(0.5, 1.0, 4.0, 64)), "a factor of at least 1"),
 ])
 def test_wrong_section_is_refused(changes, message):
   with pytest.raises(UserError, match=re.escape(message)):
@@ -88,6 +94,22 @@ def test_missing_and_unknown_fields_are_named():
   section["widht"] = 128
   with pytest.raises(UserError, match=r"lacks \['width'\] and does not know \['widht'\]"):
     ModelConfig.from_section(section, 4096)
+
+
+def test_sections_stored_before_rope_scaling_are_read():
+  section = dict(default_config().model)
+  del section["rope_scaling"]
+  assert ModelConfig.from_section(section, 4096) == config_of()
+  stored = dataclasses.asdict(config_of())  # what the meta of a checkpoint holds
+  del stored["rope_scaling"]
+  assert ModelConfig(**json.loads(json.dumps(stored))) == config_of()
+
+
+def test_rope_scaling_survives_json():
+  config = config_of(rope_scaling=(8.0, 1.0, 4.0, 8192))
+  again = ModelConfig(**json.loads(json.dumps(dataclasses.asdict(config))))
+  assert again == config and hash(again) == hash(config)
+  assert again.rope_scaling == (8.0, 1.0, 4.0, 8192.0)
 
 
 def test_vocabulary_may_be_padded_above_the_tokenizer():

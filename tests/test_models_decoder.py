@@ -60,7 +60,7 @@ def assert_trees_close(got, want, **tolerance):
 
 
 def test_golden_files_are_there():
-  assert len(GOLDEN) == 4
+  assert len(GOLDEN) == 5
 
 
 def read_golden(path):
@@ -101,7 +101,10 @@ def test_wrong_checkpoints_are_refused(spoil, message):
 @pytest.mark.parametrize("fields, message", [
     (dict(model_type="gpt2"), "model_type='gpt2' is not known"),
     (dict(model_type="llama", attention_bias=True), "attention_bias"),
-    (dict(model_type="llama", rope_scaling={"type": "linear", "factor": 2}), "rope scaling"),
+    (dict(model_type="llama", rope_scaling={"type": "linear", "factor": 2}),
+     "rope scaling 'linear'"),
+    (dict(model_type="llama", rope_parameters={"partial_rotary_factor": 0.5}), "partial rotary"),
+    (dict(model_type="llama", hidden_size=8), "lacks a field .*num_attention_heads"),
     (dict(model_type="olmo2", hidden_act="gelu"), "hidden_act"),
 ])
 def test_architectures_that_differ_are_refused(fields, message):

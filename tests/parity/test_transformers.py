@@ -4,6 +4,7 @@
 check without torch (tests/test_models_decoder.py).
 """
 
+import dataclasses
 import json
 import pathlib
 
@@ -27,6 +28,9 @@ CASES = {
                           head_dim=6, ffn_width=31, vocab_size=53),
     "llama_tied": dict(family="llama2", num_layers=3, width=20, num_heads=4, num_kv_heads=4,
                        head_dim=4, ffn_width=29, vocab_size=47, tied_head=True),
+    "llama_scaled": dict(family="llama2", num_layers=2, width=24, num_heads=3, num_kv_heads=1,
+                         head_dim=8, ffn_width=31, vocab_size=53, rope_theta=400.0,
+                         rope_scaling=(8.0, 1.0, 4.0, 16.0)),
     "olmo2_grouped": dict(family="olmo2", num_layers=2, width=18, num_heads=6, num_kv_heads=2,
                           head_dim=6, ffn_width=31, vocab_size=53),
     "olmo2": dict(family="olmo2", num_layers=3, width=20, num_heads=4, num_kv_heads=4,
@@ -44,7 +48,7 @@ def our_config(family, **sizes) -> ModelConfig:
 def their_model(config: ModelConfig):
   """A transformers model with random weights, norms included, far from their initial values."""
   fields = transformers_weights.config_to_transformers(config, length=64)
-  model_type, _ = fields.pop("model_type"), fields.pop("rope_theta")
+  model_type = fields.pop("model_type")
   model = transformers.AutoModelForCausalLM.from_config(
       transformers.AutoConfig.for_model(model_type, **fields), attn_implementation="eager")
   torch.manual_seed(0)
@@ -75,6 +79,15 @@ def test_their_weights_give_their_logits(case):
   expected = their_logits(model, tokens)
   assert expected.std() > 0.3  # far from the uniform answer, where anything would agree
   np.testing.assert_allclose(decoder.logits(params, config, tokens), expected, atol=1e-4)
+
+
+def test_scaled_positions_are_not_the_plain_ones():
+  config = our_config(**CASES["llama_scaled"])
+  model, tokens = their_model(config), tokens_of(config)
+  params = transformers_weights.from_transformers(their_tensors(model), config)
+  plain = dataclasses.replace(config, rope_scaling=())
+  off = np.abs(decoder.logits(params, plain, tokens) - their_logits(model, tokens))
+  assert off.max() > 0.1
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -26,6 +26,10 @@ class ModelConfig:
 
   Hashable, so that it can be a static argument of a jitted function.
 
+  Attributes:
+    rope_scaling: empty, or (factor, low, high, original length) of Llama 3.1, see
+      `layers.rope_tables`. Configurations stored before it existed do not have it.
+
   Raises:
     UserError: at construction, when the sizes do not fit together or a name is unknown.
   """
@@ -48,8 +52,10 @@ class ModelConfig:
   document_mask: bool
   scan_layers: bool
   remat: str
+  rope_scaling: tuple[float, ...] = ()
 
   def __post_init__(self):
+    self._set_rope_scaling()
     for name in ("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "ffn_width",
                  "vocab_size", "rope_theta", "norm_eps"):
       if getattr(self, name) <= 0:
@@ -67,20 +73,36 @@ class ModelConfig:
           f"The head dimension {self.head_dim} is odd; rotary embeddings turn pairs, so choose "
           "model.width, model.num_heads or model.head_dim to make it even.")
 
+  def _set_rope_scaling(self):
+    """Makes `rope_scaling` a tuple again, which JSON has turned into a list, and checks it."""
+    try:
+      scaling = tuple(float(number) for number in self.rope_scaling)
+      factor, low, high, length = scaling or (1.0, 1.0, 4.0, 1.0)
+    except (TypeError, ValueError):
+      factor = low = high = length = 0.0
+    if not (factor >= 1 and 0 < low < high and length > 0):
+      raise UserError(
+          f"model.rope_scaling={self.rope_scaling!r} must be empty or (factor, low_freq_factor, "
+          "high_freq_factor, original_max_position_embeddings) with a factor of at least 1 and "
+          "0 < low < high.")
+    object.__setattr__(self, "rope_scaling", scaling)
+
   @classmethod
   def from_section(cls, section: Mapping[str, Any], vocab_size: int) -> "ModelConfig":
     """The configuration meant by a `model` section.
 
     Args:
-      section: every field of the section `model` of `wd_plasticity.config`.
+      section: every field of the section `model` of `wd_plasticity.config`; `rope_scaling`
+        may be absent.
       vocab_size: the tokenizer's, used where the section says 0.
 
     Raises:
       UserError: a field is missing or unknown, or the values do not fit together.
     """
     fields = {field.name for field in dataclasses.fields(cls)}
-    if fields != set(section):
-      missing, unknown = sorted(fields - set(section)), sorted(set(section) - fields)
+    missing = sorted(fields - set(section) - {"rope_scaling"})
+    unknown = sorted(set(section) - fields)
+    if missing or unknown:
       raise UserError(f"The model section lacks {missing} and does not know {unknown}; "
                       "start from default_config().model.")
     values = dict(section)

@@ -141,7 +141,7 @@ class Decoder(nnx.Module):
   def self_attention(self, length, segment_ids_BxL=None):
     """The `mix` of whole sequences: causal attention at positions 0 to length - 1."""
     config = self.config
-    rope = layers.rope_tables(length, config.head_dim, config.rope_theta)
+    rope = layers.rope_tables(length, config.head_dim, config.rope_theta, config.rope_scaling)
 
     def mix(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, _):
       return attend(

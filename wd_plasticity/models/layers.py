@@ -102,13 +102,28 @@ def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
   return (x32 * inverse_rms * scale_D).astype(x.dtype)
 
 
-def rope_tables(length: int, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+def rope_tables(length: int, head_dim: int, theta: float,
+                scaling: tuple[float, ...] = ()) -> tuple[jax.Array, jax.Array]:
   """Cosines and sines [L, K/2] in float32 of positions 0..L-1 (Su et al. 2021, eq. 15).
 
   Positions run through a packed record: attention within a document sees only
   differences of positions.
+
+  Args:
+    length: L.
+    head_dim: K.
+    theta: the base of the frequencies.
+    scaling: (factor, low, high, original length) of Llama 3.1 (rope_type "llama3" of
+      transformers): a pair that turns at most `low` times in the original length becomes
+      slower by `factor`, one that turns at least `high` times stays, and those between
+      are interpolated. Empty: none.
   """
   frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+  if scaling:
+    factor, low, high, original_length = scaling
+    turns = original_length * frequencies / (2 * math.pi)
+    kept = jnp.clip((turns - low) / (high - low), 0, 1)
+    frequencies *= kept + (1 - kept) / factor
   angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies
   return jnp.cos(angles), jnp.sin(angles)
 
