@@ -112,17 +112,15 @@ class Session:
 
   def stack(self, params: Sequence[Any]) -> Any:
     """Parameters of single members as one tree with a member axis."""
-    specs = mesh_lib.parameter_specs(params[0])
-    shardings = jax.tree.map(lambda s: mesh_lib.sharding(self.mesh, mesh_lib.with_members(s)),
-                             specs, is_leaf=lambda s: isinstance(s, P))
+    specs = jax.tree.map(mesh_lib.with_members, mesh_lib.parameter_specs(params[0]),
+                         is_leaf=lambda s: isinstance(s, P))
     return jax.jit(lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees),
-                   out_shardings=shardings)(*params)
+                   out_shardings=mesh_lib.shardings(self.mesh, specs))(*params)
 
   def _shardings(self, target: Target) -> Any:
     shapes = jax.eval_shape(lambda: decoder.init_params(target.model, jax.random.key(0)))
     mesh_lib.check_parameters(shapes, dict(self.mesh.shape))
-    return jax.tree.map(lambda s: mesh_lib.sharding(self.mesh, s),
-                        mesh_lib.parameter_specs(shapes), is_leaf=lambda s: isinstance(s, P))
+    return mesh_lib.shardings(self.mesh, mesh_lib.parameter_specs(shapes))
 
   def compile(self, fn: Callable, in_axes: Sequence[int | None], num_members: int,
               out: Any = REPLICATED) -> Callable:
@@ -134,9 +132,8 @@ class Session:
       num_members: size of the member axis.
       out: where outputs lie; by default on every device, so that any process can read them.
     """
-    out = jax.tree.map(lambda s: mesh_lib.sharding(self.mesh, s), out,
-                       is_leaf=lambda s: isinstance(s, P))
-    return jax.jit(mesh_lib.over_members(fn, in_axes, num_members), out_shardings=out)
+    return jax.jit(mesh_lib.over_members(fn, in_axes, num_members),
+                   out_shardings=mesh_lib.shardings(self.mesh, out))
 
   def put(self, array: np.ndarray, spec: P = ROWS) -> jax.Array:
     """An array that every process holds whole, laid on the mesh; by default rows are divided."""

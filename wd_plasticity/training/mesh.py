@@ -25,6 +25,7 @@ RULES = (
     (r"layers/feed_forward/(gate|up)/kernel", P(None, "fsdp", "tensor")),
     (r"layers/feed_forward/down/kernel", P(None, "tensor", "fsdp")),
     (r".*norm/scale", P()),
+    (r"layers/.*/lora_[ab]", P()),
 )
 BATCH = P("sweep", ("data", "fsdp"))  # tokens [M, B, L+1]
 
@@ -93,6 +94,11 @@ def with_members(spec: P) -> P:
 
 def sharding(mesh: Mesh, spec: P) -> NamedSharding:
   return NamedSharding(mesh, spec)
+
+
+def shardings(mesh: Mesh, specs):
+  """A tree of specs as a tree of shardings."""
+  return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, P))
 
 
 def over_members(fn: Callable, in_axes: Sequence[int | None], num_members: int) -> Callable:

@@ -54,7 +54,7 @@ class Program:
     shapes = jax.eval_shape(lambda: _init_member(model, optimizer, jax.random.key(0)))
     self.member_shapes = shapes
     mesh_lib.check_parameters(shapes["params"], dict(mesh.shape))
-    specs = _state_specs(shapes)
+    specs = state_specs(shapes)
     stacked = jax.tree.map(mesh_lib.with_members, specs, is_leaf=lambda s: isinstance(s, P))
     self._one = self._place(specs)
     self.state_sharding = self._place(stacked)
@@ -115,24 +115,12 @@ class Program:
             for k, a in arrays.items()}
 
   def _place(self, specs):
-    return jax.tree.map(lambda s: mesh_lib.sharding(self.mesh, s), specs,
-                        is_leaf=lambda s: isinstance(s, P))
+    return mesh_lib.shardings(self.mesh, specs)
 
   def _train_member(self, state: dict, hyper: dict, tokens_BxL: jax.Array):
-    params, step = state["params"], state["step"]
-    (ce, z), grads = self._loss_and_grads(params, tokens_BxL)
-    updates, opt_state, info = self.optimizer.update(
-        grads, state["opt_state"], params, hyper, step)
-    # A step that is not finite is not taken, and none after it: the member keeps its
-    # last good state while the others go on.
-    good = (jnp.isfinite(ce) & jnp.isfinite(info["grad_norm"])
-            & jnp.all(jnp.isfinite(info["update_norm"])) & (state["failed_at"] < 0))
-    new = {"params": optax.apply_updates(params, updates), "opt_state": opt_state,
-           "step": step + 1}
-    old = {k: state[k] for k in new}
-    new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
-    new["failed_at"] = jnp.where((state["failed_at"] < 0) & ~good, step + 1, state["failed_at"])
-    return new, {"loss": ce, "z_loss": z, "failed_at": new["failed_at"], **info}
+    (ce, z), grads = self._loss_and_grads(state["params"], tokens_BxL)
+    new, info = take_step(self.optimizer, state, hyper, ce, grads)
+    return new, {"loss": ce, "z_loss": z, **info}
 
   def _loss_and_grads(self, params, tokens_BxL):
     grad_fn = jax.value_and_grad(self._objective, has_aux=True)
@@ -176,13 +164,40 @@ class Program:
     return ce, jnp.sum(weights_BxL)
 
 
+def take_step(optimizer: adamw.Optimizer, state: dict, hyper: dict, loss: jax.Array,
+              grads: Any) -> tuple[dict, dict]:
+  """One update of one member's state; a step that is not finite is not taken, and none after it.
+
+  Args:
+    optimizer: of `adamw.make_optimizer`.
+    state: `params`, `opt_state`, `step` and `failed_at`.
+    hyper: learning rate and weight decays, see `Optimizer.update`.
+    loss: whose gradients these are.
+    grads: a tree like the parameters.
+
+  Returns:
+    The new state, and what to log: norms, rates and `failed_at`.
+  """
+  updates, opt_state, info = optimizer.update(
+      grads, state["opt_state"], state["params"], hyper, state["step"])
+  # A member that has failed keeps its last good state while the others go on.
+  good = (jnp.isfinite(loss) & jnp.isfinite(info["grad_norm"])
+          & jnp.all(jnp.isfinite(info["update_norm"])) & (state["failed_at"] < 0))
+  new = {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state,
+         "step": state["step"] + 1}
+  old = {k: state[k] for k in new}
+  failed_at = jnp.where((state["failed_at"] < 0) & ~good, new["step"], state["failed_at"])
+  new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+  return new | {"failed_at": failed_at}, info | {"failed_at": failed_at}
+
+
 def _init_member(model: ModelConfig, optimizer: adamw.Optimizer, key: jax.Array) -> dict[str, Any]:
   params = decoder.init_params(model, key)
   return {"params": params, "opt_state": optimizer.init(params),
           "step": jnp.int32(0), "failed_at": jnp.int32(-1)}
 
 
-def _state_specs(shapes: dict) -> dict:
+def state_specs(shapes: dict) -> dict:
   """Specs of a single member's state; optimizer moments follow their parameters."""
   specs = mesh_lib.parameter_specs(shapes["params"])
   by_shape = jax.tree.structure(shapes["params"])
