@@ -79,9 +79,9 @@ def make_bins(counts_V: np.ndarray, binning: str, num_bins: int = 0) -> Bins:
   Args:
     counts_V: occurrences in the training corpus.
     binning: 'log', equal steps of log10 of the relative frequency, with edges that do not
-      depend on the corpus (the rarest are one bin, of 0.1 % of its tokens or more); 'mass', equal shares of the training tokens; 'types', equal
-      shares of the token ids that occur. Ids of one count share a bin, so that shares are
-      as equal as that allows.
+      depend on the corpus; the rarest are one bin, of 0.1 % of its tokens or more. 'mass',
+      equal shares of the training tokens; 'types', equal shares of the token ids that
+      occur: ids of one count share a bin, so that these are as equal as that allows.
     num_bins: per factor of ten for 'log' (0: 2), in all for the others (0: 10).
 
   Raises:

@@ -1,0 +1,38 @@
+"""What the plots of all eval programs share, in the style of the plot of a sweep."""
+
+import io
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from wd_plasticity.training.summary_plot import STYLE, decay_colours
+
+__all__ = ["decay_colours", "save_figure"]
+
+
+def save_figure(path: str | os.PathLike, draw: Callable[[Figure], None], *, width: float = 12,
+                height: float = 5) -> Path:
+  """Draws on a new figure and writes it as PNG through a temporary file.
+
+  Args:
+    path: of the picture; its folder must exist.
+    draw: fills the figure, whose layout is constrained.
+    width, height: in inches at 150 dots per inch.
+  """
+  path = Path(path)
+  picture = io.BytesIO()
+  with rc_context(STYLE):
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    draw(figure)
+    figure.savefig(picture, format="png")
+  temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+  try:
+    temporary.write_bytes(picture.getvalue())
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+  return path

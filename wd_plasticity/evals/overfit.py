@@ -1,0 +1,217 @@
+"""Loss on training documents and on held-out ones, their gap, and loss by token frequency.
+
+  python -m wd_plasticity.evals.overfit --config=configs/overfit.py \
+      --checkpoint=runs/books --workdir=runs/books
+
+Every checkpoint is evaluated on the same two token sets: evenly spaced records of
+`train_subset`, documents that the model was trained on, and of `validation`, documents
+held out. All errors are over documents (analysis/token_frequency.py): those of the gap
+say how far it would move with other documents, and are as wide as these differ; between
+checkpoints the documents are the same, so that differences are known much better, see
+the table's last column and the plot.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wd_plasticity.analysis import statistics
+from wd_plasticity.analysis import token_frequency as tf
+from wd_plasticity.errors import UserError
+from wd_plasticity.evals import overfit_plot, overfit_summary, program
+from wd_plasticity.evals.targets import Target
+from wd_plasticity.files import write_json
+from wd_plasticity.models import decoder, loss
+from wd_plasticity.training import distributed
+
+ITEM = "losses"
+
+
+def main(session: program.Session) -> None:
+  """Evaluates what is not done yet, then draws and prints everything asked for."""
+  config = session.config
+  for field in ("sequences", "frequency.min_count"):
+    value = functools.reduce(lambda c, k: c[k], field.split("."), config)
+    if value < 0:
+      raise UserError(f"{field}={value} must be 0 or more.")
+  if config.batch_size < 1:
+    raise UserError(f"batch_size={config.batch_size} must be at least 1.")
+  settings = {k: v for k, v in session.settings().items() if k != "batch_size"}
+  waiting: dict[str, list[Target]] = {}
+  for target in session.targets:
+    if not session.results.is_done(target, ITEM, settings):
+      waiting.setdefault(target.meta["data_fingerprint"], []).append(target)
+  work = []
+  for targets in waiting.values():
+    data = _open_data(session, targets[0])
+    work += [(data, group) for group in session.groups(targets)]
+  if work:
+    _evaluate(session, settings, work)
+  if distributed.is_first():
+    rows = overfit_summary.read(session.results, session.targets, ITEM)
+    overfit_summary.print_table(rows)
+    path = session.results.directory / "overfit.png"
+    overfit_plot.save(rows, path, config.name)
+    session.print(f"plot: {path}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Data:
+  """The token sets and the frequency bins of one prepared data set."""
+  records: dict[str, np.ndarray]
+  sets: dict[str, tf.TokenSet]
+  bins: tf.Bins
+  vocab_size: int
+  end_of_document: int
+  tokens_per_epoch: int
+
+
+def _open_data(session: program.Session, target: Target) -> _Data:
+  prepared = session.pretraining_data(target)
+  config, tokenizer = session.config, prepared.tokenizer
+  size, end = tokenizer.vocab_size, tokenizer.eos_id
+  count, length = prepared.training_records.shape
+  counts_V = _training_counts(session, prepared, size)
+  return _Data(
+      records={name: prepared.records[name] for name in overfit_summary.SETS},
+      sets={name: tf.choose_tokens(prepared.records[name], config.sequences, end, size)
+            for name in overfit_summary.SETS},
+      bins=tf.make_bins(counts_V, config.frequency.binning, config.frequency.bins),
+      vocab_size=size, end_of_document=end, tokens_per_epoch=count * (length - 1))
+
+
+def _training_counts(session: program.Session, prepared, vocab_size: int) -> np.ndarray:
+  """Occurrences of each token id in the training corpus [V], counted once per data set."""
+  path = session.results.directory / f"token_counts_{prepared.fingerprint[:16]}.json"
+  try:
+    known = json.loads(path.read_text(encoding="utf-8"))
+    if known["data_fingerprint"] == prepared.fingerprint and len(known["counts"]) == vocab_size:
+      return np.array(known["counts"], np.int64)
+  except (OSError, ValueError, KeyError, TypeError):
+    pass  # it only saves time: count again when it is missing or damaged
+  session.print("counting the tokens of the training corpus")
+  # The parts of prepared.training_records, which are read in chunks without a copy.
+  counts_V = sum(tf.count_tokens(prepared.records[name], vocab_size)
+                 for name in ("train", "train_subset"))
+  if distributed.is_first():
+    write_json(path, {"data_fingerprint": prepared.fingerprint, "counts": counts_V.tolist()})
+  return counts_V
+
+
+def _evaluate(session: program.Session, settings: dict,
+              work: Sequence[tuple[_Data, Sequence[Target]]]) -> None:
+  rows = -(-session.config.batch_size // session.row_shares) * session.row_shares
+  compiled = {}
+  def batches_of(data):
+    return sum(-(-len(s.indices) // rows) for s in data.sets.values())
+  done = 0
+  with session.progress(sum(batches_of(data) for data, _ in work), "batches") as progress:
+    for data, group in work:
+      key = group[0].model, session.num_members(group), data.end_of_document
+      if key not in compiled:
+        compiled[key] = _compile(session, *key)
+        progress.skip(done)
+      token_losses = functools.partial(compiled[key], session.load(group))
+      sums = {}
+      for name, tokens in data.sets.items():
+        sums[name] = np.zeros((len(group), len(tokens.cell_counts)))
+        for start, losses_MxBxL in _batches(session, token_losses, data.records[name],
+                                            tokens.indices, rows):
+          cells_BxL = tokens.cells[start:start + rows]
+          tf.add_losses(sums[name], cells_BxL, losses_MxBxL[:len(group), :len(cells_BxL)])
+          done += 1
+          progress.update(done, checkpoint=group[0].name)
+      for m, target in enumerate(group):
+        values, arrays = _summarise(
+            session, data, target, {name: s[m] for name, s in sums.items()})
+        session.results.write(target, ITEM, settings, values, arrays=arrays)
+
+
+def _compile(session: program.Session, model, num_members: int, end_of_document: int):
+  """(params_M, tokens_BxL+1) -> losses_MxBxL, float32 in nats, as in pretraining."""
+  # A tile holds the same share of every device's rows.
+  tile_tokens = loss.default_tile_tokens() * session.row_shares
+
+  def token_losses(params, tokens_BxL):
+    inputs_BxL, targets_BxL = tokens_BxL[:, :-1], tokens_BxL[:, 1:]
+    segments_BxL = None
+    if model.document_mask:
+      ends = (inputs_BxL == end_of_document).astype(jnp.int32)
+      segments_BxL = jnp.cumsum(ends, axis=1) - ends
+    x_BxLxD = decoder.hidden_states(params, model, inputs_BxL, segments_BxL)
+    return loss.token_losses(x_BxLxD, decoder.head_kernel(params, model), targets_BxL,
+                             tile_tokens=tile_tokens)
+
+  return session.compile(token_losses, (0, None), num_members)
+
+
+def _batches(session: program.Session, token_losses, records: np.ndarray, indices: np.ndarray,
+             rows: int):
+  """(first row, losses_MxBxL) of a token set; one batch is computed while another is read."""
+  pending = None
+  for start in range(0, len(indices), rows):
+    chosen = indices[start:start + rows]
+    filled = np.concatenate([chosen, np.repeat(chosen[:1], rows - len(chosen))])
+    made = start, token_losses(session.put(np.asarray(records[filled], np.int32)))
+    if pending is not None:
+      yield pending[0], jax.device_get(pending[1])
+    pending = made
+  yield pending[0], jax.device_get(pending[1])
+
+
+@np.errstate(invalid="ignore")  # a member may have diverged
+def _summarise(session: program.Session, data: _Data, target: Target,
+               sums: dict[str, np.ndarray]) -> tuple[dict, dict]:
+  """Values and arrays of one checkpoint from its losses summed over cells."""
+  size, min_count = data.vocab_size, session.config.frequency.min_count
+  values = {"tokens": target.tokens, "epochs": target.tokens / data.tokens_per_epoch}
+  arrays, frequent, bins = {}, {}, {}
+  for name, tokens in data.sets.items():
+    losses = sums[name]
+    frequent[name] = tf.frequent_types(tokens, size, min_count)
+    by_document, counts = tokens.document_sums(losses), tokens.document_counts()
+    bins[name] = tf.bin_means(tokens, losses, data.bins)
+    values[name] = statistics.cluster_mean(by_document, counts, tokens.documents) | {
+        "records": len(tokens.indices),
+        "balanced": tf.balanced_mean(tokens, losses, frequent[name])}
+    arrays |= {
+        f"{name}_documents": tokens.documents,
+        f"{name}_document_sums": by_document, f"{name}_document_counts": counts,
+        f"{name}_bin_sums": tokens.bin_sums(losses, data.bins),
+        f"{name}_bin_counts": tokens.bin_sums(tokens.cell_counts, data.bins),
+        f"{name}_type_sums": tokens.type_sums(losses, size),
+        f"{name}_type_counts": tokens.type_sums(tokens.cell_counts, size)}
+  values["gap"] = tf.difference(values["validation"], values["train_subset"])
+  # Over the same token ids: those of one set only would make a difference of their own.
+  both = frequent["validation"] & frequent["train_subset"]
+  balanced = [tf.balanced_mean(data.sets[name], sums[name], both)
+              for name in ("validation", "train_subset")]
+  values["balanced_gap"] = tf.difference(*balanced) | {"n": balanced[0]["n"]}
+  values["bins"] = [
+      {"low": float(data.bins.low[k]), "high": float(data.bins.high[k]),
+       "types": int(data.bins.types[k]), "type_share": float(data.bins.types[k] / size),
+       "training_token_share": float(data.bins.mass[k]),
+       **{name: bins[name][k] | {"token_share": bins[name][k]["n"] / values[name]["n"]}
+          for name in overfit_summary.SETS},
+       "gap": tf.difference(bins["validation"][k], bins["train_subset"][k])}
+      for k in range(len(data.bins))]
+  return _without_nan(values), arrays
+
+
+def _without_nan(value):
+  """None for numbers that JSON does not know: a member may have diverged."""
+  if isinstance(value, dict):
+    return {k: _without_nan(v) for k, v in value.items()}
+  if isinstance(value, list):
+    return [_without_nan(v) for v in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+if __name__ == "__main__":
+  program.run("overfit", main)

@@ -1,0 +1,127 @@
+"""Results of the overfit program side by side: members paired by document, and the table."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from wd_plasticity.analysis import statistics
+from wd_plasticity.analysis import token_frequency as tf
+from wd_plasticity.evals.results import Results
+from wd_plasticity.evals.targets import Target
+from wd_plasticity.training.progress import format_count
+
+SETS = ("train_subset", "validation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One checkpoint.
+
+  Attributes:
+    setting: what its member shares with members of other decays and seeds, as JSON.
+    checkpoint, values: of the result.
+    sums, counts: by token set, losses and tokens of each document and bin [G, bins].
+  """
+  setting: str
+  checkpoint: dict
+  values: dict
+  sums: dict[str, np.ndarray]
+  counts: dict[str, np.ndarray]
+
+  @property
+  def weight_decay(self) -> float:
+    return self.checkpoint["weight_decay"]
+
+  @property
+  def tokens(self) -> int:
+    return self.checkpoint["tokens"]
+
+
+def read(results: Results, targets: Sequence[Target], item: str) -> list[Row]:
+  """The finished results of these checkpoints."""
+  rows = []
+  for target in targets:
+    made = results.load(target, item)
+    with np.load(results.path(target, item, ".npz"), allow_pickle=False) as arrays:
+      sums = {name: arrays[f"{name}_bin_sums"] for name in SETS}
+      counts = {name: arrays[f"{name}_bin_counts"] for name in SETS}
+    c = made["checkpoint"]
+    optim = {k: v for k, v in c["pretraining"]["optim"].items() if k != "weight_decay"}
+    shared = {k: v for k, v in c["pretraining"].items() if k != "seed"} | {
+        "optim": optim, "data_fingerprint": c["data_fingerprint"]}
+    rows.append(Row(json.dumps(shared, sort_keys=True), c, made["values"], sums, counts))
+  return rows
+
+
+@np.errstate(invalid="ignore")  # a member may have diverged
+def gap(sums: dict, counts: dict) -> dict:
+  """Validation minus train subset of the losses of each document and bin [G, bins].
+
+  They may be differences of losses of two checkpoints: the documents are the same, so
+  that what makes one harder than another falls out.
+  """
+  means = [statistics.cluster_mean(sums[n].sum(1), counts[n].sum(1), np.arange(len(sums[n])))
+           for n in SETS]
+  return tf.difference(means[1], means[0])
+
+
+@np.errstate(invalid="ignore")
+def minus(a: Row, b: Row) -> dict[str, np.ndarray]:
+  """Losses of two checkpoints on the same tokens, subtracted."""
+  return {name: a.sums[name] - b.sums[name] for name in SETS}
+
+
+def reference(row: Row, rows: Sequence[Row]) -> Row | None:
+  """The checkpoint of the smallest decay that is otherwise like this one.
+
+  None when there is none, and for those of the smallest decay.
+  """
+  smallest = min(r.weight_decay for r in rows if r.setting == row.setting)
+  if row.weight_decay == smallest:
+    return None
+  def key(r):
+    return r.setting, r.checkpoint["seed"], r.checkpoint["step"]
+  return next((r for r in rows if r.weight_decay == smallest and key(r) == key(row)), None)
+
+
+def contrast(row: Row, rows: Sequence[Row]) -> dict | None:
+  """The gap minus that of the reference, paired by document; None without a reference."""
+  other = reference(row, rows)
+  return other and gap(minus(row, other), row.counts)
+
+
+def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
+  """One line per checkpoint; +- is one standard error over documents."""
+  if console is None:
+    console = Console()
+    if not console.is_terminal:
+      console = Console(width=160)  # a file has no width, rich would take 80 columns
+  table = Table(title="Losses in nats per token, ± standard error over documents",
+                title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+  table.add_column("member", no_wrap=True)
+  for name in ("step", "tokens", "epochs", "train subset", "validation", "gap",
+               "gap, minus smallest decay's", "balanced validation"):
+    table.add_column(name, justify="right")
+  for r in rows:
+    v = r.values
+    table.add_row(
+        r.checkpoint["member"], f"{r.checkpoint['step']:,}", format_count(r.tokens),
+        f"{v['epochs']:.3g}", _number(v["train_subset"]["mean"]), _number(v["validation"]["mean"]),
+        _with_error(v["gap"], "value"), _with_error(contrast(r, rows), "value"),
+        _with_error(v["validation"]["balanced"], "mean"))
+  console.print(table)
+
+
+def _number(value: float | None, form: str = ".4f") -> str:
+  return "-" if value is None else format(value, form)
+
+
+def _with_error(value: dict | None, name: str) -> str:
+  if value is None or value[name] is None:
+    return "-"
+  return f"{value[name]:.4f} ± {_number(value['se'])}"
