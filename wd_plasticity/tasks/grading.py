@@ -27,7 +27,8 @@ VOTE_CHARACTERS = 128  # votes are read from the end of a sample
 
 _TIMEOUT_SECONDS = 4.0
 _START_SECONDS = 120.0
-_LETTER = re.compile(r"(?:[Oo]ption|[Cc]hoice)?[\s(\[*\"'$]*(?:\\text(?:bf)?\{)?[\s(]*([A-Z])(?![\w'])")
+_LETTER = re.compile(r"(?:[Oo]ption|[Cc]hoice)?[\s(\[*\"'$]*(?:\\text(?:bf)?\{)?[\s(]*"
+                     r"([A-Z])(?![\w'])")
 _PLAIN = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|[-+]?\.\d+")
 # A number and words after it that are units and neither mathematics nor part of the number.
 _WITH_UNIT = re.compile(
