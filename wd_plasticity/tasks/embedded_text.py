@@ -19,6 +19,7 @@ PACKAGES = ("matplotlib", "huggingface_hub", "orbax", "flax")
 SPLITS = {"train": 0, "test": 0}  # the numbers depend on the installed versions
 
 _BYTES_PER_PACKAGE = 1_500_000
+_TEST_SHARE = 0.3
 _MIN_WORDS, _MAX_WORDS = 10, 80
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 _NOT_PROSE = re.compile(r">>>|::|--|==|\w: ")  # code, tables, lists of arguments
@@ -47,7 +48,22 @@ def hashed(text: str) -> int:
 
 def paragraphs(split: str) -> list[Paragraph]:
   """The paragraphs of a split, in an order that depends on their text alone."""
-  return [p for p in _paragraphs() if (hashed(p.module) % 3 == 0) == (split == "test")]
+  return [p for p in _paragraphs() if (p.module in _test_modules()) == (split == "test")]
+
+
+@functools.cache
+def _test_modules() -> frozenset[str]:
+  """Modules with just under a given share of the paragraphs of each package."""
+  counts = collections.Counter((p.package, p.module) for p in _paragraphs())
+  left = collections.Counter()
+  for (package, _), count in counts.items():
+    left[package] += _TEST_SHARE * count
+  chosen = []
+  for (package, module), count in sorted(counts.items(), key=lambda item: hashed(item[0][1])):
+    if count <= left[package]:
+      left[package] -= count
+      chosen.append(module)
+  return frozenset(chosen)
 
 
 @functools.cache
