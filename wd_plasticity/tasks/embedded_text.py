@@ -2,7 +2,7 @@
 
 Some modules of each of a few packages are read (see `data.embedded`), enough for a
 quick start and in about a second. A module belongs to the training or to the test
-split, and a paragraph that several modules share to none.
+split; a paragraph that several modules share belongs to none, and no sentence to both.
 """
 
 import collections
@@ -48,7 +48,12 @@ def hashed(text: str) -> int:
 
 def paragraphs(split: str) -> list[Paragraph]:
   """The paragraphs of a split, in an order that depends on their text alone."""
-  return [p for p in _paragraphs() if (p.module in _test_modules()) == (split == "test")]
+  test_modules = _test_modules()
+  train = [p for p in _paragraphs() if p.module not in test_modules]
+  if split == "train":
+    return train
+  known = {sentence for p in train for sentence in p.sentences}
+  return [p for p in _paragraphs() if p.module in test_modules and known.isdisjoint(p.sentences)]
 
 
 @functools.cache
