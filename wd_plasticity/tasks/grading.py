@@ -20,6 +20,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from wd_plasticity.errors import UserError
 from wd_plasticity.tasks.task import Problem, Task
 
 STOP_STRINGS = ("Human", "Human:", "Assistant", "Assistant:")
@@ -35,6 +36,8 @@ _WITH_UNIT = re.compile(
     rf"({_PLAIN.pattern})\s+"
     r"(?!(?:or|and|to|pi|sqrt|times|over|mod|dozen|hundred|thousand|million|billion)\b)"
     r"[A-Za-z]{2,}[A-Za-z\s'.,-]*")
+_ZERO = re.compile(r"[-+]?0+(?:\.0*)?")
+_EQUATION = re.compile(r"(?!\s*[A-Za-z]\s*=)[^=]*=\s*0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +149,8 @@ def equivalent(a: str, b: str) -> bool:
 def _equivalent(a: str, b: str) -> bool:
   if _PLAIN.fullmatch(a) and _PLAIN.fullmatch(b):
     return _number(a) == _number(b)
+  if any(_ZERO.fullmatch(x) and _EQUATION.fullmatch(y) for x, y in ((a, b), (b, a))):
+    return False  # math-verify takes `x + y = 0` for the value 0
   return _WORKER.ask(a, b)
 
 
@@ -206,8 +211,8 @@ class _Worker:
       ready = ""
     if ready.strip() != "ready":
       self._stop()
-      raise RuntimeError(f"math-verify cannot be imported by {sys.executable}: "
-                         "pip install 'math-verify[antlr4_13_2]'.")
+      raise UserError(f"math-verify cannot be imported by {sys.executable}; install it (pip "
+                      "install 'math-verify[antlr4_13_2]').")
 
   def _stop(self):
     process, self._process = self._process, None
