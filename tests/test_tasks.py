@@ -148,6 +148,11 @@ def test_newsgroups(row):
   assert (problem.text, problem.gold, problem.response) == ("Launch at noon.", 14, "sci.space")
 
 
+def test_an_empty_text_is_still_an_example():
+  assert one("newsgroups", {"text": "", "label": 3}).text == " "
+  assert one("labelled", {"text": "", "label": 3}).text == " "
+
+
 def test_labelled_files(tmp_path):
   path = tmp_path / "a.csv"
   path.write_text("review,stars\nfine,good\npoor,bad\n", encoding="utf-8")

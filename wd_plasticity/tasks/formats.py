@@ -85,5 +85,6 @@ def class_index(value: Any, labels: Sequence[str], row: dict) -> int:
 
 def labelled(name: str, text: str, gold: int, labels: Sequence[str], question: str) -> Problem:
   """A labelled text, with a question whose response is the name of its class."""
+  text = text or " "  # some collections hold empty texts; '' would say that there is none
   return Problem(key=name, prompt=f"{text}\n{question}", response=labels[gold],
                  answer=labels[gold], options=tuple(labels), gold=gold, text=text)

@@ -17,7 +17,7 @@ _QUESTION = "Question: Which class is this?"
 def _problems(rows: Iterable[dict], split: str) -> Iterator[Problem]:
   del split  # a path is a split
   for number, row in enumerate(rows):
-    text = str(reading.column(row, "text", "sentence"))
+    text = str(reading.column(row, "text", "sentence")) or " "
     label = str(reading.column(row, "label")).strip()
     if not label.isdigit():
       raise UserError(f"row {row.get('_name', '?')} has the label {label!r}; labels in text need "
