@@ -6,7 +6,7 @@ command line, as `--config.steps=all`.
 
 from ml_collections import ConfigDict
 
-from wd_plasticity.config import default_config
+from wd_plasticity.config import default_config, schedule_section
 from wd_plasticity.tasks import registry
 
 # Fields that say which results are wanted and how they are computed, not what they are.
@@ -30,8 +30,9 @@ def shared_config(program: str) -> ConfigDict:
 
 
 def sources_section() -> ConfigDict:
-  """`sources.<task>.train` and `.test`: files, or tfds:NAME/SPLIT, of each task."""
-  return ConfigDict({name: {"train": "", "test": ""} for name in registry.names()})
+  """`sources.<task>.<split>`: files, or tfds:NAME/SPLIT, of each task that needs some."""
+  return ConfigDict({name: dict.fromkeys(registry.get(name).splits, "")
+                     for name in registry.names()})
 
 
 def overfit_config() -> ConfigDict:
@@ -44,4 +45,57 @@ def overfit_config() -> ConfigDict:
       bins=0,  # log: per factor of ten (0: 2); mass and types: in all (0: 10)
       min_count=10,  # occurrences in a token set of the ids that its balanced mean is over
   ))
+  return c
+
+
+def probe_config() -> ConfigDict:
+  """Fields of the program probe."""
+  c = shared_config("probe")
+  c.tasks = ("embedded_topic", "embedded_order")  # of labelled text
+  c.sources = sources_section()
+  c.max_train = 8000  # training examples; 0: all
+  c.max_test = 0  # test examples; 0: all
+  c.seed = 0  # of the examples taken, of the held-out share and of the permuted labels
+  c.held_out = 0.2  # share of the training examples on which the strength is chosen
+  c.inverse_strengths = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C of the L2 penalties tried
+  c.batch_tokens = 16384  # padding included; has no effect on the results
+  return c
+
+
+def finetune_config() -> ConfigDict:
+  """Fields of the program finetune; the defaults are the recipe of the study."""
+  c = shared_config("finetune")
+  c.tasks = ("embedded_topic", "embedded_next")
+  c.sources = sources_section()
+  c.seed = 42  # of the order of the examples, of the samples and of the problems taken
+  c.max_train = 0  # training problems; 0: all
+  c.max_test = 0  # problems of each other split; 0: all
+  c.template = "Human: {prompt}\nAssistant:"
+  c.max_length = 0  # tokens of prompt and response; 0: those of a pretraining record
+  c.epochs = 3
+  c.batch_size = 64  # examples
+  optim = default_config().optim
+  optim.update(learning_rate=1e-5, beta2=0.999, weight_decay=0.0)
+  optim.schedule = schedule_section("cosine", warmup="10%", final_fraction=0.0)
+  c.optim = optim
+  c.lora = ConfigDict(dict(
+      rank=0,  # 0: all parameters are trained
+      alpha=16.0,
+      targets=("query", "key", "value", "output", "gate", "up", "down"),
+  ))
+  c.replay = ConfigDict(dict(
+      fraction=0.0,  # of the objective and of the sequences of a step that is pretraining data
+  ))
+  c.evaluate = ConfigDict(dict(
+      generate="auto",  # auto: tasks with a chain of thought; always; never
+      samples=16,  # beside the greedy response; 0: none
+      max_new_tokens=0,  # 0: what max_length leaves
+      temperature=1.0,
+      top_p=1.0,
+      repetition_penalty=1.1,
+      observations=3,  # evaluations on the way, evenly spaced
+      observed_problems=256,  # of each split on the way
+      forgetting_sequences=256,  # validation records of the pretraining; 0: none
+  ))
+  c.reward_model = ""  # folder of a transformers Llama with a scalar head; empty: none
   return c
