@@ -20,7 +20,7 @@ from wd_plasticity.errors import UserError
 from wd_plasticity.members import Member
 from wd_plasticity.models import attention, decoder, flops
 from wd_plasticity.models.config import ModelConfig
-from wd_plasticity.optim import adamw, groups, schedules
+from wd_plasticity.optim import adamw, groups
 from wd_plasticity.training import mesh as mesh_lib
 
 
@@ -75,7 +75,7 @@ def make_plan(config: ConfigDict, num_devices: int, members_at_once: int = 1) ->
   mesh_lib.check_parameters(shapes, mesh)
   group_of = groups.assign_groups(shapes, config.optim.decay.rules)
   multipliers = groups.decay_multipliers(config.optim.decay, group_of)
-  optimizer = _optimizer(config, group_of, steps, tokens_per_step)
+  optimizer = adamw.from_section(config.optim, group_of, steps, tokens_per_step)
   return Plan(
       model=model, optimizer=optimizer, parameters=parameters, steps=steps,
       tokens_per_step=tokens_per_step, tokens=steps * tokens_per_step,
@@ -92,17 +92,6 @@ def make_plan(config: ConfigDict, num_devices: int, members_at_once: int = 1) ->
       eval_every=length("train.eval_every", config.train, "eval_every"),
       checkpoint_every=length("checkpoint.every", config.checkpoint, "every"),
       keep_steps=tuple(max(1, round(f * steps)) for f in config.checkpoint.keep_at))
-
-
-def _optimizer(config, group_of, steps, tokens_per_step):
-  o = config.optim
-  def schedule(section, field):
-    return schedules.make_schedule(section, steps, tokens_per_step, field)
-  return adamw.make_optimizer(
-      group_of, beta1=o.beta1, beta2=o.beta2, eps=o.eps, clip_norm=o.clip_norm,
-      convention=o.decay.convention,
-      learning_rate_schedule=schedule(o.schedule, "optim.schedule"),
-      decay_schedule=schedule(o.decay.schedule, "optim.decay.schedule"))
 
 
 def _check_fields(config: ConfigDict):

@@ -25,6 +25,7 @@ from wd_plasticity.files import write_json
 KINDS = ("byte", "bpe", "json", "sentencepiece", "gpt2")
 EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|end_of_document|>", "[EOS]")
 _META = "meta.json"
+_SPACES = "\u2581\u0120"  # what SentencePiece and byte-level BPE write for a space
 
 
 class Tokenizer(Protocol):
@@ -33,6 +34,7 @@ class Tokenizer(Protocol):
   vocab_size: int  # ids are below it
   eos_id: int  # ends every document
   fingerprint: str  # sha256 of kind and content
+  adds_space: bool  # whether a text is encoded as if a space stood before it
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
     """The int32 ids of each text, without special tokens, on all cores."""
@@ -110,6 +112,7 @@ class ByteTokenizer:
 
   vocab_size = 257
   eos_id = 256
+  adds_space = False
   fingerprint = hashlib.sha256(b"byte").hexdigest()
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -142,6 +145,8 @@ class HFTokenizer:
     vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
     self.vocab_size = max(vocabulary.values()) + 1  # ids may have gaps
     self.eos_id = _find_eos(vocabulary.get, path)
+    pieces = self._tokenizer.encode("a", add_special_tokens=False).tokens
+    self.adds_space = pieces[:1] != [] and pieces[0][0] in _SPACES
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
     encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -169,6 +174,7 @@ class SentencePieceTokenizer:
     self._content = content
     self.fingerprint = hashlib.sha256(b"sentencepiece:" + content).hexdigest()
     self.vocab_size = self._processor.vocab_size()
+    self.adds_space = self._processor.encode("a", out_type=str)[0][0] in _SPACES
     self.eos_id = self._processor.eos_id()
     if self.eos_id < 0:
       unknown = self._processor.unk_id()

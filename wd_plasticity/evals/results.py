@@ -5,6 +5,7 @@
 """
 
 import json
+import math
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -71,7 +72,7 @@ class Results:
       target: what was evaluated.
       item: name of the item, part of a file name.
       settings: everything but the checkpoint that decides the values.
-      values: the results; JSON, with None for what does not exist.
+      values: the results; numbers that are not finite become None.
       records: one line each of `<item>.jsonl`.
       arrays: of `<item>.npz`.
     """
@@ -80,15 +81,14 @@ class Results:
     path = self.path(target, item)
     path.parent.mkdir(parents=True, exist_ok=True)
     if records is not None:
-      lines = "".join(json.dumps(r, allow_nan=False) + "\n" for r in records)
-      _write(path.with_suffix(".jsonl"), lambda f: f.write(lines.encode("utf-8")))
+      lines = "".join(json.dumps(_finite(r), allow_nan=False) + "\n" for r in records)
+      _write(self.path(target, item, ".jsonl"), lambda f: f.write(lines.encode("utf-8")))
     if arrays is not None:
-      _write(path.with_suffix(".npz"), lambda f: np.savez_compressed(f, **arrays))
+      _write(self.path(target, item, ".npz"), lambda f: np.savez_compressed(f, **arrays))
     document = {
         "schema": f"wd_plasticity.{self._program}", "schema_version": SCHEMA_VERSION,
         "item": item, "checkpoint": describe(target), "settings": as_json(settings),
-        "values": values, "command": self._command, "code_version": code_version()}
-    json.dumps(document, allow_nan=False)  # before anything is written
+        "values": _finite(values), "command": self._command, "code_version": code_version()}
     write_json(path, document)
 
   def all(self) -> list[dict[str, Any]]:
@@ -127,6 +127,17 @@ def _pretraining(target: Target) -> dict[str, Any]:
           "train": {k: config["train"][k] for k in ("steps", "tokens_per_parameter",
                                                     "global_batch_size")},
           "sequence_length": config["data"]["sequence_length"], "seed": config["seed"]}
+
+
+def _finite(value: Any) -> Any:
+  """The value with None for numbers that are not finite, and plain numbers for numpy's."""
+  if isinstance(value, Mapping):
+    return {k: _finite(v) for k, v in value.items()}
+  if isinstance(value, (list, tuple, np.ndarray)):
+    return [_finite(v) for v in value]
+  if isinstance(value, np.generic):
+    value = value.item()
+  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read(path: Path) -> dict[str, Any]:

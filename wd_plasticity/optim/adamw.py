@@ -19,6 +19,7 @@ import optax
 
 from wd_plasticity.errors import UserError
 from wd_plasticity.optim.groups import group_names, name_of
+from wd_plasticity.optim.schedules import make_schedule
 
 CONVENTIONS = ("learning_rate", "independent", "l2")
 
@@ -209,6 +210,25 @@ def make_optimizer(
       raise UserError(f"optim.{name}={value} must be a number of at least 0.")
   return Optimizer(dict(groups), beta1, beta2, eps, clip_norm, convention,
                    learning_rate_schedule, decay_schedule)
+
+
+def from_section(optim: Any, groups: Mapping[str, str], total_steps: int,
+                 tokens_per_step: int) -> Optimizer:
+  """The optimizer of an `optim` section of a configuration, schedules included.
+
+  Args:
+    optim: the section.
+    groups: {parameter name: group}, from `groups.assign_groups`.
+    total_steps: updates of the whole training.
+    tokens_per_step: to read lengths in tokens.
+  """
+  def schedule(section, field):
+    return make_schedule(section, total_steps, tokens_per_step, field)
+  return make_optimizer(
+      groups, beta1=optim.beta1, beta2=optim.beta2, eps=optim.eps, clip_norm=optim.clip_norm,
+      convention=optim.decay.convention,
+      learning_rate_schedule=schedule(optim.schedule, "optim.schedule"),
+      decay_schedule=schedule(optim.decay.schedule, "optim.decay.schedule"))
 
 
 def timescale(

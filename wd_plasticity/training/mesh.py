@@ -28,6 +28,7 @@ RULES = (
     (r"layers/.*/lora_[ab]", P()),
 )
 BATCH = P("sweep", ("data", "fsdp"))  # tokens [M, B, L+1]
+MEMBERS = P("sweep")  # one value per member
 
 
 def axis_sizes(section: ConfigDict, num_devices: int) -> dict[str, int]:

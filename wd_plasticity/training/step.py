@@ -147,10 +147,7 @@ class Program:
     return ce + z, (ce, z)
 
   def _sums(self, params, inputs_BxL, targets_BxL, weights_BxL, z_loss):
-    segments_BxL = None
-    if self.options.end_of_document is not None:
-      ends = (inputs_BxL == self.options.end_of_document).astype(jnp.int32)
-      segments_BxL = jnp.cumsum(ends, axis=1) - ends  # the end mark closes its own document
+    segments_BxL = document_ids(inputs_BxL, self.options.end_of_document)
     x_BxLxD = decoder.hidden_states(params, self.model, inputs_BxL, segments_BxL)
     return loss.next_token_loss(
         x_BxLxD, decoder.head_kernel(params, self.model), targets_BxL, weights_BxL,
@@ -162,6 +159,14 @@ class Program:
     weights_BxL = jnp.broadcast_to(weights_B[:, None], targets_BxL.shape).astype(jnp.float32)
     ce, _ = self._sums(params, tokens_BxL[:, :-1], targets_BxL, weights_BxL, 0.0)
     return ce, jnp.sum(weights_BxL)
+
+
+def document_ids(tokens_BxL: jax.Array, end_of_document: int | None) -> jax.Array | None:
+  """Ids [B, L] of the documents of packed records; None to attend over whole records."""
+  if end_of_document is None:
+    return None
+  ends = (tokens_BxL == end_of_document).astype(jnp.int32)
+  return jnp.cumsum(ends, axis=1) - ends  # the end mark closes its own document
 
 
 def take_step(optimizer: adamw.Optimizer, state: dict, hyper: dict, loss: jax.Array,

@@ -1,0 +1,173 @@
+"""How well stacked members do on the problems of one split: options, responses, samples."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from wd_plasticity.analysis import statistics
+from wd_plasticity.errors import UserError
+from wd_plasticity.finetuning import scoring
+from wd_plasticity.finetuning.examples import Template
+from wd_plasticity.generation.sampling import Sampling
+from wd_plasticity.tasks import grading, sample_metrics
+from wd_plasticity.tasks.task import Problem, Task
+
+GENERATE = ("auto", "always", "never")
+_LEAST_ROOM = 16  # tokens that a response can always have
+
+
+def check(evaluate: ConfigDict) -> None:
+  """Refuses an impossible `evaluate` section.
+
+  Raises:
+    UserError: with the field and what it can be.
+  """
+  if evaluate.generate not in GENERATE:
+    raise UserError(f"evaluate.generate={evaluate.generate!r} is not one of "
+                    f"{', '.join(GENERATE)}.")
+  for field in ("samples", "max_new_tokens", "observations", "observed_problems",
+                "forgetting_sequences"):
+    if evaluate[field] < 0:
+      raise UserError(f"evaluate.{field}={evaluate[field]} must be 0 or more.")
+  sampling(evaluate, 1, samples=max(1, evaluate.samples))  # raises
+
+
+def sampling(evaluate: ConfigDict, max_new_tokens: int, samples: int = 0) -> Sampling:
+  """How to decode: greedy, or that many samples."""
+  return Sampling(
+      max_new_tokens=max_new_tokens, temperature=evaluate.temperature if samples else 0.0,
+      top_p=evaluate.top_p if samples else 1.0, repetition_penalty=evaluate.repetition_penalty,
+      num_samples=max(1, samples))
+
+
+class SplitEvaluation:
+  """The problems of one split as token ids, ready to evaluate members on.
+
+  Args:
+    task: whose problems they are.
+    problems: of one split.
+    template: of conversations.
+    evaluate: the `evaluate` section.
+    max_length: tokens that the model reads at most.
+
+  Attributes:
+    cost: sequences that an evaluation reads, an estimate for the progress.
+  """
+
+  def __init__(self, task: Task, problems: Sequence[Problem], template: Template,
+               evaluate: ConfigDict, max_length: int):
+    self.task, self.problems, self._template = task, problems, template
+    self._evaluate, self._max_length = evaluate, max_length
+    self._options = [template.responses(p.options) for p in problems]
+    # What fine-tuning would learn; a test split may tell it only through its options.
+    responses = [p.response or (p.options[p.gold] if p.gold >= 0 and p.options else "")
+                 for p in problems]
+    self._responses = [[r] if text else []
+                       for r, text in zip(template.responses(responses), responses, strict=True)]
+    longest = max([len(o) for options in self._options + self._responses for o in options],
+                  default=1)
+    self._prompts, self.prompts_cut = template.prompts(
+        [p.prompt for p in problems], room=min(longest, max_length // 2))
+    self._option_requests = scoring.requests(self._prompts, self._options)
+    self._response_requests = scoring.requests(self._prompts, self._responses)
+    self.generates = evaluate.generate == "always" or (
+        evaluate.generate == "auto" and task.generated)
+    if self.generates:
+      self._plan_generation()
+    samples = (1 + evaluate.samples) if self.generates else 0
+    self.cost = len(self._option_requests) + len(self._response_requests) + (
+        2 * samples * len(problems))
+
+  def _plan_generation(self):
+    prompts, cut = self._template.prompts(
+        [p.prompt for p in self.problems],
+        room=min(self._evaluate.max_new_tokens or self._max_length, self._max_length // 2))
+    self._read, self.prompts_cut = prompts, max(self.prompts_cut, cut)
+    # Together a prompt and its response are at most as long as the model reads.
+    self._room = [max(_LEAST_ROOM, self._max_length - len(p)) for p in prompts]
+    self.max_new_tokens = min(self._evaluate.max_new_tokens or self._max_length, max(self._room))
+
+  def likelihoods(self, params_M, scorer: scoring.Scorer,
+                  on_done: Callable[[int], None] | None = None) -> list[list[dict]]:
+    """Per member and problem: log-likelihoods of the options and of the right response."""
+    numbers = []
+    for wanted, texts in ((self._option_requests, self._options),
+                          (self._response_requests, self._responses)):
+      numbers.append(scorer.score(params_M, wanted, sum(map(len, texts)), on_done))
+    options_M, responses_M = numbers
+    return [self._likelihood_records(o, r) for o, r in zip(options_M, responses_M, strict=True)]
+
+  def _likelihood_records(self, options, responses) -> list[dict]:
+    records, o, r = [], 0, 0
+    for problem, ids, right in zip(self.problems, self._options, self._responses, strict=True):
+      record = {"key": problem.key, "gold": problem.gold}
+      if ids:
+        record |= {"option_logprobs": options[o:o + len(ids)].tolist(),
+                   "option_tokens": [len(i) for i in ids],
+                   "option_bytes": [len(t.encode("utf-8")) for t in problem.options]}
+      if right:
+        record |= {"response_logprob": float(responses[r]), "response_tokens": len(right[0])}
+      o, r = o + len(ids), r + len(right)
+      records.append(record)
+    return records
+
+  def generations(self, params_M, generator_of: Callable[[Sampling], Any], seed: int, reward,
+                  num_members: int, on_done: Callable[[int], None] | None = None,
+                  ) -> list[list[dict]]:
+    """Per member and problem: the greedy response and the samples, graded.
+
+    Args:
+      params_M: stacked parameters.
+      generator_of: a `generation.generate.Generator` for a way of decoding.
+      seed: of the samples.
+      reward: a `reward.model.RewardModel`, or None.
+      num_members: that are wanted of those stacked.
+      on_done: told how many responses there are.
+    """
+    records = [[{} for _ in self.problems] for _ in range(num_members)]
+    greedy = generator_of(sampling(self._evaluate, self.max_new_tokens)).generate(
+        params_M, self._read, seed, on_done)
+    for m, i, texts in self._texts(greedy, num_members):
+      graded = grading.grade(self.task, self.problems[i], texts[0])
+      records[m][i] |= {"greedy": texts[0], "greedy_answer": graded.answer,
+                        "greedy_correct": graded.correct}
+    if not self._evaluate.samples:
+      return records
+    drawn = generator_of(sampling(
+        self._evaluate, self.max_new_tokens, self._evaluate.samples)).generate(
+            params_M, self._read, seed, on_done)
+    pairs = []
+    for m, i, texts in self._texts(drawn, num_members):
+      graded = [grading.grade(self.task, self.problems[i], text) for text in texts]
+      records[m][i] |= {"samples": texts, "correct": [g.correct for g in graded],
+                        "answers": [grading.vote(self.task, text) for text in texts]}
+      pairs += [(self.problems[i].prompt, text) for text in texts]
+    if reward is not None:
+      scores = iter(np.split(reward.score(pairs), num_members * len(self.problems)))
+      for member in records:
+        for record in member:
+          record["scores"] = next(scores).tolist()
+    return records
+
+  def _texts(self, generated, num_members: int):
+    """(member, problem, texts of its samples), cut where the model's length or a stop ends it."""
+    for m in range(num_members):
+      for i in range(len(self.problems)):
+        ids = [generated.continuation(m, i, s)[:self._room[i]]
+               for s in range(generated.lengths_MxPxS.shape[2])]
+        yield m, i, [grading.truncate_at_stop(self._template.decode(x)).strip() for x in ids]
+
+  def metrics(self, records: Sequence[dict]) -> dict[str, Any]:
+    """The figures of one member from its records, each with standard error and n."""
+    same = lambda a, b: grading.same_answer(self.task, a, b)
+    values = {"problems": len(self.problems), "prompts_cut": self.prompts_cut,
+              **sample_metrics.option_metrics(records),
+              **sample_metrics.sample_metrics(records, same)}
+    losses = [-r["response_logprob"] / r["response_tokens"] for r in records
+              if "response_logprob" in r]
+    if losses:
+      mean = statistics.mean_with_error(losses)
+      values["response_loss"] = {"value": mean["mean"], "se": mean["se"], "n": mean["n"]}
+    return values

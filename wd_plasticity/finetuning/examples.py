@@ -1,0 +1,95 @@
+"""Problems as token ids: the template of a conversation, and what is cut when it is too long.
+
+An example is `end of sequence, prompt, response, end of sequence`. The first one is what
+stands before a document in pretraining; the loss is on the response and what ends it.
+Prompt and response are tokenised apart, as LLaMA-Factory does, so a prompt has the same
+ids whatever follows it.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from wd_plasticity.data.tokenizers import Tokenizer
+from wd_plasticity.errors import UserError
+from wd_plasticity.tasks.task import Problem
+
+PROMPT = "{prompt}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One prompt with its response.
+
+  Attributes:
+    tokens: int32 ids of all of it.
+    prompt_length: how many of them come before the response.
+  """
+  tokens: np.ndarray
+  prompt_length: int
+
+
+class Template:
+  """Turns prompts and responses into ids.
+
+  Args:
+    text: with `{prompt}` where the instruction goes; the response follows it.
+    tokenizer: of the model.
+    max_length: tokens that the model reads at most. A longer prompt loses its beginning,
+      a response that leaves less than a quarter to the prompt its end.
+
+  Raises:
+    UserError: the template has no place for the prompt.
+  """
+
+  def __init__(self, text: str, tokenizer: Tokenizer, max_length: int):
+    if text.count(PROMPT) != 1:
+      raise UserError(f"template={text!r} must contain {PROMPT} once, such as "
+                      r"'Human: {prompt}\nAssistant:'.")
+    self._before, self._after = text.split(PROMPT)
+    self._tokenizer = tokenizer
+    self._max_length = max_length
+    # A tokenizer that encodes a text as if a space stood before it brings its own.
+    self._space = "" if tokenizer.adds_space else " "
+
+  def prompts(self, texts: Sequence[str], room: int = 1) -> tuple[list[np.ndarray], int]:
+    """Ids of prompts, and how many of them were cut.
+
+    Args:
+      texts: instructions.
+      room: tokens that are left to a response.
+    """
+    eos = np.array([self._tokenizer.eos_id], np.int32)
+    encoded = self._tokenizer.encode_batch([self._before + t + self._after for t in texts])
+    longest = max(1, self._max_length - room - 1)
+    cut = sum(len(ids) > longest for ids in encoded)
+    return [np.concatenate([eos, ids[-longest:]]) for ids in encoded], cut
+
+  def responses(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Ids of responses, without an end."""
+    return self._tokenizer.encode_batch([self._space + t for t in texts])
+
+  def examples(self, problems: Sequence[Problem]) -> tuple[list[Example], int]:
+    """Prompts with their responses, and how many of them were cut.
+
+    The last target of an example is the end of its sequence, so the inputs of one are at
+    most `max_length`.
+    """
+    prompts = self._tokenizer.encode_batch(
+        [self._before + p.prompt + self._after for p in problems])
+    responses = self.responses([p.response for p in problems])
+    eos = np.array([self._tokenizer.eos_id], np.int32)
+    examples, cut = [], 0
+    for prompt, response in zip(prompts, responses, strict=True):
+      room = self._max_length - 1  # beside the first token; the end is a target only
+      learnt = response[:max(1, room - min(len(prompt), room // 4))]
+      read = prompt[max(0, len(prompt) - (room - len(learnt))):]
+      cut += len(read) < len(prompt) or len(learnt) < len(response)
+      tokens = np.concatenate([eos, read, learnt, eos])
+      examples.append(Example(tokens, 1 + len(read)))
+    return examples, cut
+
+  def decode(self, ids: np.ndarray) -> str:
+    """The text of a generated response."""
+    return self._tokenizer.decode(ids).strip()

@@ -1,0 +1,135 @@
+"""Log-likelihood of given responses after given prompts, for stacked members.
+
+Where every response of a prompt is a single token, the prompt is read once for all of
+them. The end of sequence is not part of a response, as in lm-evaluation-harness.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from wd_plasticity.generation.batches import padded_length
+from wd_plasticity.models import decoder, loss
+from wd_plasticity.models.config import ModelConfig
+from wd_plasticity.training import mesh as mesh_lib
+
+_ROWS = P(("data", "fsdp"))
+_CPU_TOKENS, _TOKENS = 4096, 65_536  # of a batch, per device
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """One sequence to read, and tokens whose probability is wanted.
+
+  Attributes:
+    inputs: int32 ids.
+    positions: indices into `inputs` after which a wanted token stands.
+    targets: the wanted tokens.
+    owners: for each of them the number of the response it is part of.
+  """
+  inputs: np.ndarray
+  positions: np.ndarray
+  targets: np.ndarray
+  owners: np.ndarray
+
+
+def requests(prompts: Sequence[np.ndarray], responses: Sequence[Sequence[np.ndarray]],
+             ) -> list[Request]:
+  """What has to be read to score the responses of each prompt.
+
+  Responses are numbered through: those of the first prompt, then those of the second, ...
+  """
+  made, number = [], 0
+  for prompt, options in zip(prompts, responses, strict=True):
+    last = len(prompt) - 1
+    if options and all(len(o) == 1 for o in options):
+      made.append(Request(prompt, np.full(len(options), last), np.concatenate(options),
+                          np.arange(number, number + len(options))))
+    else:
+      for k, option in enumerate(options):
+        made.append(Request(np.concatenate([prompt, option[:-1]]), last + np.arange(len(option)),
+                            option, np.full(len(option), number + k)))
+    number += len(options)
+  return made
+
+
+class Scorer:
+  """Scores responses of M stacked members."""
+
+  def __init__(self, model: ModelConfig, mesh: Mesh, num_members: int):
+    self._mesh, self._num_members = mesh, num_members
+    self._shares = mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def log_probabilities(params, inputs_BxL, positions_BxT, targets_BxT):
+      x_BxLxD = decoder.hidden_states(params, model, inputs_BxL)
+      x_BxTxD = jnp.take_along_axis(x_BxLxD, positions_BxT[..., None], axis=1)
+      return -loss.token_losses(x_BxTxD, decoder.head_kernel(params, model), targets_BxT)
+
+    self._run = jax.jit(
+        mesh_lib.over_members(log_probabilities, (0, None, None, None), num_members),
+        out_shardings=mesh_lib.sharding(mesh, P()))
+
+  def score(self, params_M, wanted: Sequence[Request], num_responses: int,
+            on_batch: Callable[[int], None] | None = None) -> np.ndarray:
+    """Log-likelihoods [M, num_responses] in nats, summed over the tokens of each response.
+
+    Args:
+      params_M: stacked parameters on the mesh.
+      wanted: of `requests`.
+      num_responses: how many responses they are of.
+      on_batch: told the number of requests done.
+    """
+    total = np.zeros((self._num_members, num_responses), np.float64)
+    pending, done = None, 0
+    for batch in self._batches(wanted):
+      arrays, chosen = batch
+      made = self._run(params_M, *(self._put(a) for a in arrays))
+      if pending is not None:  # read while the next batch runs
+        self._add(total, *pending)
+      pending = made, chosen
+      done += len(chosen)
+      if on_batch:
+        on_batch(done)
+    if pending is not None:
+      self._add(total, *pending)
+    return total
+
+  def _add(self, total, made, chosen):
+    values_MxBxT = np.asarray(made, np.float64)
+    for row, request in enumerate(chosen):
+      # A response may own several tokens of a row, so plain indexed addition would lose some.
+      np.add.at(total, (slice(None), request.owners), values_MxBxT[:, row, :len(request.owners)])
+
+  def _put(self, array):
+    return jax.make_array_from_callback(
+        array.shape, mesh_lib.sharding(self._mesh, _ROWS), array.__getitem__)
+
+  def _batches(self, wanted: Sequence[Request]):
+    """Requests of similar length together, in few shapes."""
+    alike: dict[tuple[int, int], list[Request]] = {}
+    for request in wanted:
+      shape = padded_length(len(request.inputs)), _power_of_two(len(request.targets))
+      alike.setdefault(shape, []).append(request)
+    limit = _CPU_TOKENS if jax.default_backend() == "cpu" else _TOKENS
+    for (length, targets), same in sorted(alike.items()):
+      rows = max(1, limit // length)
+      rows = min(_power_of_two(rows + 1) // 2, _power_of_two(-(-len(same) // self._shares)))
+      rows *= self._shares
+      for begin in range(0, len(same), rows):
+        chosen = same[begin:begin + rows]
+        arrays = [np.zeros((rows, size), np.int32) for size in (length, targets, targets)]
+        for row, request in enumerate(chosen):
+          for array, values in zip(arrays, (request.inputs, request.positions, request.targets),
+                                   strict=True):
+            array[row, :len(values)] = values
+        yield arrays, chosen
+
+
+def _power_of_two(n: int) -> int:
+  """The smallest power of two that is at least n."""
+  return 1 << max(0, n - 1).bit_length()

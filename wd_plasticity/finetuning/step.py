@@ -1,0 +1,136 @@
+"""The compiled programs of fine-tuning: start, train step and loss of stacked members.
+
+Full fine-tuning trains the parameters themselves. With LoRA the state holds the factors,
+and the parameters stay beside it as `frozen`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from wd_plasticity.finetuning import lora
+from wd_plasticity.models import decoder, loss
+from wd_plasticity.models.config import ModelConfig
+from wd_plasticity.optim import adamw
+from wd_plasticity.training import mesh as mesh_lib
+from wd_plasticity.training import step as step_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneOptions:
+  """What is compiled into the step beside model and optimizer.
+
+  Attributes:
+    lora_rank: 0 trains all parameters.
+    lora_alpha: the update is scaled by alpha / rank.
+    lora_targets: kernels that have an update.
+    replay_fraction: share of the objective that is pretraining loss on replayed records.
+    end_of_document: as in pretraining, for replayed records.
+  """
+  lora_rank: int = 0
+  lora_alpha: float = 16.0
+  lora_targets: tuple[str, ...] = lora.TARGETS
+  replay_fraction: float = 0.0
+  end_of_document: int | None = None
+
+
+def response_sums(params: Any, model: ModelConfig, batch: dict) -> tuple[jax.Array, jax.Array]:
+  """Sum of the losses of the targets of a batch, in nats, and their number.
+
+  Args:
+    params: of one member.
+    model: its sizes.
+    batch: of `batches.lay_out`.
+  """
+  x_RxLxD = decoder.hidden_states(params, model, batch["inputs"], batch["segments"])
+  x_RxTxD = jnp.take_along_axis(x_RxLxD, batch["positions"][..., None], axis=1)
+  total, _ = loss.next_token_loss(
+      x_RxTxD, decoder.head_kernel(params, model), batch["targets"], batch["weights"])
+  return total, jnp.sum(batch["weights"])
+
+
+class TuneProgram:
+  """Jitted functions over M stacked members on a mesh."""
+
+  def __init__(self, model: ModelConfig, optimizer: adamw.Optimizer, options: TuneOptions,
+               mesh: Mesh, num_members: int):
+    self.model, self.optimizer, self.options = model, optimizer, options
+    self.mesh, self.num_members = mesh, num_members
+    shapes = jax.eval_shape(self._start_member, *jax.eval_shape(
+        lambda: (decoder.init_params(model, jax.random.key(0)), np.int32(0))))
+    specs = jax.tree.map(mesh_lib.with_members, step_lib.state_specs(shapes),
+                         is_leaf=lambda s: isinstance(s, P))
+    state = mesh_lib.shardings(mesh, specs)
+    replicated = mesh_lib.sharding(mesh, P())
+    over = lambda fn, axes: mesh_lib.over_members(fn, axes, num_members)
+    self.start = jax.jit(over(self._start_member, (0, 0)), out_shardings=state)
+    self.train_step = jax.jit(over(self._train_member, (0, 0, 0, 0, 0)), donate_argnums=0,
+                              out_shardings=(state, replicated))
+    params = jax.tree.map(mesh_lib.with_members, mesh_lib.parameter_specs(jax.eval_shape(
+        lambda: decoder.init_params(model, jax.random.key(0)))),
+                          is_leaf=lambda s: isinstance(s, P))
+    self._merged = jax.jit(over(self._parameters, (0, 0)),
+                           out_shardings=mesh_lib.shardings(mesh, params))
+
+  @property
+  def row_shares(self) -> int:
+    """The rows of a batch must be a multiple of this."""
+    return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+  @property
+  def uses_lora(self) -> bool:
+    return self.options.lora_rank > 0
+
+  def parameters(self, state: dict, frozen: Any) -> Any:
+    """The parameters [M, ...] that a state means, for evaluation."""
+    return self._merged(state["params"], frozen) if self.uses_lora else state["params"]
+
+  def hyper(self, learning_rates: Sequence[float], weight_decays: Sequence) -> dict:
+    """Learning rates [M] and decays [M, P] on the devices."""
+    values = {"learning_rate": learning_rates, "weight_decay": weight_decays}
+    return {k: self.put(np.asarray(v, np.float32), mesh_lib.MEMBERS) for k, v in values.items()}
+
+  def put(self, array: np.ndarray, spec: P) -> jax.Array:
+    return jax.make_array_from_callback(
+        array.shape, mesh_lib.sharding(self.mesh, spec), array.__getitem__)
+
+  def _start_member(self, params, seed):
+    if self.uses_lora:
+      params = lora.init(params, self.options.lora_rank, self.options.lora_targets,
+                         jax.random.key(seed))
+    return {"params": params, "opt_state": self.optimizer.init(params), "step": jnp.int32(0),
+            "failed_at": jnp.int32(-1)}
+
+  def _parameters(self, trained, frozen):
+    if not self.uses_lora:
+      return trained
+    return lora.merge(frozen, trained, self.options.lora_alpha / self.options.lora_rank)
+
+  def _train_member(self, state, frozen, hyper, batch, replay):
+    def objective(trained):
+      params = self._parameters(trained, frozen)
+      total, count = response_sums(params, self.model, batch)
+      mean = total / jnp.maximum(count, 1.0)
+      if not self.options.replay_fraction:
+        return mean, mean
+      share = self.options.replay_fraction
+      return (1 - share) * mean + share * self._replay_loss(params, replay), mean
+
+    (_, mean), grads = jax.value_and_grad(objective, has_aux=True)(state["params"])
+    new, info = step_lib.take_step(self.optimizer, state, hyper, mean, grads)
+    return new, {"loss": mean, "learning_rate": info["learning_rate"],
+                 "grad_norm": info["grad_norm"], "failed_at": info["failed_at"]}
+
+  def _replay_loss(self, params, tokens_BxL):
+    inputs, targets = tokens_BxL[:, :-1], tokens_BxL[:, 1:]
+    segments = step_lib.document_ids(inputs, self.options.end_of_document)
+    x_BxLxD = decoder.hidden_states(params, self.model, inputs, segments)
+    total, _ = loss.next_token_loss(x_BxLxD, decoder.head_kernel(params, self.model), targets,
+                                    jnp.ones(targets.shape, jnp.float32))
+    return total / targets.size
