@@ -24,6 +24,7 @@ CORE = [
     "sentencepiece>=0.2,<0.3",
     "tensorboardX>=2.6.2,<3",
     "tensorflow-datasets>=4.9.9,<5",
+    "threadpoolctl>=3.5,<4",
     "tokenizers>=0.21,<0.24",
 ]
 
