@@ -36,8 +36,8 @@ ITEM = "losses"
 def main(session: program.Session) -> None:
   """Evaluates what is not done yet, then draws and prints everything asked for."""
   config = session.config
-  for field in ("sequences", "frequency.min_count"):
-    value = functools.reduce(lambda c, k: c[k], field.split("."), config)
+  for field, value in (("sequences", config.sequences),
+                       ("frequency.min_count", config.frequency.min_count)):
     if value < 0:
       raise UserError(f"{field}={value} must be 0 or more.")
   if config.batch_size < 1:

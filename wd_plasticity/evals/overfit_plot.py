@@ -1,5 +1,6 @@
 """The picture of the overfit program: the gap as training goes on, and loss by frequency."""
 
+import json
 import os
 from collections.abc import Callable, Sequence
 
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from wd_plasticity.analysis import plots, statistics
+from wd_plasticity.config import flatten
 from wd_plasticity.evals.overfit_summary import SETS, Row, gap, minus, reference
 from wd_plasticity.training.progress import format_count
 
@@ -17,80 +19,96 @@ _LINES = ("-", "--", ":", "-.")
 
 
 def save(rows: Sequence[Row], path: str | os.PathLike, title: str = "") -> None:
-  """Draws three panels as PNG; bars are 95 % intervals over documents, dots single seeds.
+  """Draws PNG panels; bars are 95 % intervals over documents, dots are single seeds.
+
+  One panel shows the gap. With several weight decays two more compare them with the
+  smallest, paired by document.
 
   Args:
     rows: of the checkpoints (see overfit_summary.py).
     path: of the picture.
     title: above the panels, may be empty.
   """
-  plots.save_figure(path, lambda figure: _draw(figure, rows, title), width=16, height=5.2)
+  alone = len({r.weight_decay for r in rows}) == 1
+  plots.save_figure(path, lambda figure: _draw(figure, rows, title), height=5.2,
+                    width=7 if alone else 16)
 
 
 def _draw(figure: Figure, rows: Sequence[Row], title: str) -> None:
-  gaps, paired, frequency = figure.subplots(1, 3)
+  decays = sorted({r.weight_decay for r in rows})
+  panels = figure.subplots(1, 1 if len(decays) == 1 else 3, squeeze=False)[0]
   if title:
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
-  decays = sorted({r.weight_decay for r in rows})
+  _prepare(panels, rows, f"{decays[0]:g}")
   colours = plots.decay_colours(decays)
-  settings = list(dict.fromkeys(r.setting for r in rows))
-  smallest = f"{decays[0]:g}"
   span = max(r.tokens for r in rows)
-  epochs = {format_count(r.tokens / r.values["epochs"]) for r in rows}
-  seen = "tokens seen" + (f" (of {epochs.pop()} in an epoch)" if len(epochs) == 1 else "")
-  gaps.set(title="Gap: validation minus train subset", ylabel="gap (nats per token)", xlabel=seen)
-  paired.set(title=f"Gap, minus that of weight decay {smallest}", xlabel=seen,
-             ylabel="difference of gaps (nats per token)")
-  frequency.set(
-      title=f"Validation loss at the end, minus that of weight decay {smallest}",
-      xlabel="share of the predicted token id in the training corpus",
-      ylabel="difference of losses (nats per token)", xscale="log")
-  for axes in (paired, frequency):
-    axes.axhline(0, color="#9a9a9a", lw=1, zorder=1)
-  for k, decay in enumerate(decays):
-    # Side by side, so that bars at one place can be told apart.
-    shift = (k - (len(decays) - 1) / 2) * 0.008
-    for s, setting in enumerate(settings):
-      line: dict[int, list[Row]] = {}
-      for r in rows:
-        if r.weight_decay == decay and r.setting == setting:
-          line.setdefault(r.tokens, []).append(r)
-      if not line:
-        continue
+  settings = list(dict.fromkeys(r.setting for r in rows))
+  for s, setting in enumerate(settings):
+    for k, decay in enumerate(decays):
+      line = [r for r in rows if r.weight_decay == decay and r.setting == setting]
+      # Side by side, so that bars at one place can be told apart.
+      shift = (k - (len(decays) - 1) / 2) * 0.008
       style = {"color": colours[decay], "ls": _LINES[s % len(_LINES)]}
-      _draw_gaps(gaps, line, lambda r: r.sums, shift * span, style)
-      others = {id(r): reference(r, rows) for same in line.values() for r in same}
-      line = {t: [r for r in same if others[id(r)]] for t, same in line.items()}
-      line = {t: same for t, same in line.items() if same}
+      _draw_gaps(panels[0], line, lambda r: r.sums, shift * span, style)
+      others = {id(r): reference(r, rows) for r in line}
+      line = [r for r in line if others[id(r)]]
       if line:
         def against(r, others=others):
           return minus(r, others[id(r)])
-        _draw_gaps(paired, line, against, shift * span, style)
-        _draw_bins(frequency, line[max(line)], against, 10 ** (3 * shift), style)
-  for axes in (gaps, paired):
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_count(x) if x else "0"))
-    axes.set_xlim(0, 1.04 * span)
+        _draw_gaps(panels[1], line, against, shift * span, style)
+        last = max(r.tokens for r in line)
+        _draw_bins(panels[2], [r for r in line if r.tokens == last], against,
+                   10 ** (3 * shift), style)
   for decay in decays:
-    frequency.plot([], [], "o-", color=colours[decay], ms=6, label=f"{decay:g}")
-  frequency.legend(title="weight decay", loc="center left", bbox_to_anchor=(1.0, 0.5))
-  if len(decays) == 1:
-    for axes in (paired, frequency):
-      axes.text(0.5, 0.5, "only one weight decay", transform=axes.transAxes, ha="center",
-                color="#777777")
+    panels[-1].plot([], [], "o-", color=colours[decay], ms=6, label=f"{decay:g}")
+  for s, label in enumerate(_labels(settings)):
+    panels[-1].plot([], [], ls=_LINES[s % len(_LINES)], color="#9a9a9a", label=label)
+  panels[-1].legend(title="weight decay", loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _draw_gaps(axes: Axes, line: dict[int, list[Row]], losses: Callable, shift: float,
+def _labels(settings: Sequence[str]) -> list[str]:
+  """What tells settings apart, such as 'learning rate 0.003'; nothing for a single one."""
+  flat = [flatten(json.loads(s)) for s in settings]
+  fields = [f for f in dict.fromkeys(f for one in flat for f in one)
+            if len({json.dumps(one.get(f)) for one in flat}) > 1]
+  return [", ".join(f"{f.rsplit('.', 1)[-1].replace('_', ' ')} {one.get(f)}" for f in fields)
+          for one in flat if fields]
+
+
+def _prepare(panels: Sequence[Axes], rows: Sequence[Row], smallest: str) -> None:
+  """Titles, labels and scales."""
+  panels[0].set(title="Gap: validation minus train subset", ylabel="gap (nats per token)")
+  if len(panels) > 1:
+    panels[1].set(title=f"Gap, minus that of weight decay {smallest}",
+                  ylabel="difference of gaps (nats per token)")
+    panels[2].set(title=f"Validation loss at the end, minus that of weight decay {smallest}",
+                  xlabel="share of the predicted token id in the training corpus",
+                  ylabel="difference (nats per token; logarithmic away from 0)", xscale="log")
+    # One ruined member must not flatten all the others.
+    panels[2].set_yscale("asinh", linear_width=0.03)
+    panels[2].yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    for axes in panels[1:]:
+      axes.axhline(0, color="#9a9a9a", lw=1, zorder=1)
+  epochs = {format_count(r.tokens / r.values["epochs"]) for r in rows}
+  label = "tokens seen" + (f" (of {epochs.pop()} in an epoch)" if len(epochs) == 1 else "")
+  for axes in panels[:2]:
+    axes.set(xlabel=label, xlim=(0, 1.04 * max(r.tokens for r in rows)))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_count(x) if x else "0"))
+
+
+def _draw_gaps(axes: Axes, line: Sequence[Row], losses: Callable, shift: float,
                style: dict) -> None:
   """A line over tokens seen through the means over seeds, with their intervals."""
-  tokens = sorted(line)
-  points = [gap({n: np.mean([losses(r)[n] for r in line[t]], axis=0) for n in SETS},
-                line[t][0].counts) for t in tokens]
-  _draw_line(axes, np.array(tokens) + shift, points, style)
+  tokens, points = sorted({r.tokens for r in line}), []
   for t in tokens:
-    if len(line[t]) > 1:
-      values = [gap(losses(r), r.counts)["value"] for r in line[t]]
-      axes.plot([t + shift] * len(values), values, ".", color=style["color"], ms=4, alpha=0.6)
+    same = [r for r in line if r.tokens == t]
+    mean = {name: np.mean([losses(r)[name] for r in same], axis=0) for name in SETS}
+    points.append(gap(mean, same[0].counts))
+    if len(same) > 1:
+      axes.plot([t + shift] * len(same), [gap(losses(r), r.counts)["value"] for r in same], ".",
+                color=style["color"], ms=4, alpha=0.6)
+  _draw_line(axes, np.array(tokens) + shift, points, style)
 
 
 def _draw_bins(axes: Axes, same: Sequence[Row], losses: Callable, shift: float,
@@ -114,4 +132,4 @@ def _draw_line(axes: Axes, places, points: Sequence[dict], style: dict) -> None:
             mew=0.6, zorder=3, **style)
   for x, p in zip(places, points, strict=True):
     if p["low"] is not None:
-      axes.plot([x, x], [p["low"], p["high"]], color=style["color"], lw=1.3, alpha=0.65, zorder=2)
+      axes.plot([x, x], [p["low"], p["high"]], color=style["color"], lw=1.2, alpha=0.55, zorder=2)
