@@ -191,7 +191,7 @@ class _Decoding:
   def start(self, params, tokens_BxL, lengths_B, is_prompt_B, keys_R):
     """Keys and values of the prompts [N, B, G, L, K], and the state after the first token."""
     c, samples = self.model, self.sampling.num_samples
-    rope = layers.rope_tables(tokens_BxL.shape[1], c.head_dim, c.rope_theta)
+    rope = layers.rope_tables(tokens_BxL.shape[1], c.head_dim, c.rope_theta, c.rope_scaling)
 
     def mix(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, _):
       k_BxLxGxK = layers.apply_rope(k_BxLxGxK, rope)
@@ -225,7 +225,7 @@ class _Decoding:
     c = self.model
     prompt_length, samples = prompt[0].shape[3], self.sampling.num_samples
     slots = state["keys"].shape[3]
-    tables = layers.rope_tables(prompt_length + slots, c.head_dim, c.rope_theta)
+    tables = layers.rope_tables(prompt_length + slots, c.head_dim, c.rope_theta, c.rope_scaling)
     position_R = jnp.repeat(lengths_B, samples) + t
     rope = jax.tree.map(lambda table: table[position_R], tables)
     in_prompt_BxL = jnp.arange(prompt_length) < lengths_B[:, None]
