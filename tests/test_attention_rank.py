@@ -1,10 +1,19 @@
 """Spectra of attention products against numpy's SVD of the whole product; measures; program."""
 
+import io
+import json
+
 import jax
 import numpy as np
 import pytest
+import tiny
+from rich.console import Console
 
 from wd_plasticity.analysis import attention_rank as ar
+from wd_plasticity.errors import UserError
+from wd_plasticity.evals import attention_rank as rank_program
+from wd_plasticity.evals import attention_rank_plot, attention_rank_summary, program
+from wd_plasticity.evals.config import attention_rank_config
 from wd_plasticity.interop import transformers_weights
 from wd_plasticity.models import decoder
 from wd_plasticity.models.config import ModelConfig, preset_section
@@ -198,3 +207,119 @@ def test_what_is_not_finite_has_no_rank():
   found = ar.measures(np.array([[1.0, np.nan], [np.inf, 1.0], [2.0, 1.0]]))
   for value in found.values():
     np.testing.assert_array_equal(np.isnan(value), [True, True, False])
+
+
+# The program.
+
+
+def run(trained, workdir, mesh=None, **fields):
+  """Runs the program on all stored steps; returns the session and its results by name."""
+  config = attention_rank_config()
+  config.steps = "all"
+  config.update(fields)
+  session = tiny.session("attention_rank", config, [trained], workdir, **(mesh or {}))
+  program.execute(session, rank_program.main)
+  return session, {t.name: session.results.load(t, "spectra")["values"] for t in session.targets}
+
+
+def arrays(session, target):
+  return dict(np.load(session.results.path(target, "spectra", ".npz")))
+
+
+@pytest.fixture(scope="module")
+def ranked(trained, tmp_path_factory):
+  return run(trained, tmp_path_factory.mktemp("ranked"))
+
+
+def test_results_of_every_stored_step(ranked):
+  session, values = ranked
+  assert list(values) == ["wd0-seed0/6", "wd0-seed0/12", "wd3-seed0/6", "wd3-seed0/12"]
+  for target in session.targets:
+    expected = full_products(target.stored.load_params(), target.model)
+    spectra, found = arrays(session, target), values[target.name]
+    assert_close(spectra, expected)
+    for name in ("qk", "vp"):
+      of = found[name]
+      assert np.shape(of["heads"]["pseudo_rank"]) == (1, 2)
+      assert of["heads"]["pseudo_rank"] == ar.pseudo_rank(spectra[name]).tolist()
+      norms = expected[name].max(axis=-1)
+      np.testing.assert_allclose(of["heads"]["spectral_norm"], norms, rtol=1e-5)
+      np.testing.assert_allclose(of["layers"]["spectral_norm"], norms.mean(axis=1), rtol=1e-5)
+      np.testing.assert_allclose(of["mean"]["spectral_norm"], norms.mean(), rtol=1e-5)
+      share = of["mean"]["pseudo_rank"] / target.model.head_dim
+      assert found["pseudo_rank"][name] == of["mean"]["pseudo_rank_share"] == pytest.approx(share)
+  assert values["wd0-seed0/12"] != values["wd0-seed0/6"] != values["wd3-seed0/6"]
+  lines = (session.results.directory / "results.jsonl").read_text().splitlines()
+  assert [json.loads(line)["item"] for line in lines] == ["spectra"] * 4
+  picture = (session.results.directory / "attention_rank.png").read_bytes()
+  assert picture.startswith(b"\x89PNG") and len(picture) > 20_000
+
+
+def test_again_does_nothing_and_other_settings_are_refused(ranked, trained, monkeypatch, capsys):
+  session, values = ranked
+  monkeypatch.setattr(rank_program, "_compute", lambda *_: pytest.fail("computed again"))
+  assert run(trained, session.workdir, compute_dtype="bfloat16")[1] == values
+  assert "wd3-seed0" in capsys.readouterr().out
+  # There is no QK-norm to fold in.
+  run(trained, session.workdir, fold_qk_norm=True)
+  with pytest.raises(UserError, match="made with threshold=0.95 and now it is 0.9"):
+    run(trained, session.workdir, threshold=0.9)
+
+
+@pytest.mark.parametrize("fields, words", [
+    ({"threshold": 0.0}, "threshold=0.0 must be above 0"), ({"threshold": 1.5}, "at most 1"),
+    ({"power": 3}, "power=3 must be 1")])
+def test_wrong_fields(trained, tmp_path, fields, words):
+  with pytest.raises(UserError, match=words):
+    run(trained, tmp_path, **fields)
+
+
+def test_members_together_on_a_divided_mesh(ranked, trained, tmp_path):
+  session = ranked[0]
+  together = run(trained, tmp_path, dict(sweep=2, data=1, fsdp=2, tensor=2), members_at_once=4)[0]
+  for target in session.targets:
+    alone, divided = arrays(session, target), arrays(together, target)
+    for name in alone:
+      np.testing.assert_allclose(divided[name], alone[name], rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_both_kinds_with_a_qk_norm(tmp_path, fold):
+  config = model("olmo2")
+  results = []
+  for m, decay in enumerate((0.0, 0.1, 1.0)):
+    params = random_params(config, m)
+    spectra = jax.device_get(rank_program._spectra(params, config))
+    for folded, name in ((False, "qk"), (True, "qk_folded")):
+      assert_close({name: spectra[name]}, {name: full_products(params, config, folded)["qk"]})
+    settings = {"threshold": 0.9, "power": 2, "fold_qk_norm": fold}
+    values = rank_program.summarise(spectra, config, **settings)
+    name = "qk_folded" if fold else "qk"
+    assert values["pseudo_rank"]["qk"] == values[name]["mean"]["pseudo_rank_share"]
+    pretraining = {"seed": 0, "optim": {"weight_decay": decay}}
+    results.append({"values": json.loads(json.dumps(values)), "settings": settings, "checkpoint": {
+        "member": f"wd{decay:g}", "weight_decay": decay, "step": 5, "tokens": 5000,
+        "data_fingerprint": "", "pretraining": pretraining}})
+  expected = ["qk_folded", "qk", "vp"] if fold else ["qk", "qk_folded", "vp"]
+  assert attention_rank_summary.products(results) == expected
+  text = io.StringIO()
+  attention_rank_summary.print_table(results, Console(file=text, width=200))
+  lines = text.getvalue().splitlines()
+  assert "90% of the sum of squared singular values" in lines[0]
+  row = next(line.split() for line in lines if line.split()[:1] == ["wd0.1"])
+  means = [results[1]["values"][name]["mean"] for name in expected]
+  assert row[4:10] == ([f"{m['pseudo_rank_share']:.3f}" for m in means]
+                       + [f"{m['effective_rank']:.2f}" for m in means])
+  attention_rank_plot.save(results, tmp_path / "a.png", "title")
+  assert (tmp_path / "a.png").stat().st_size > 20_000
+
+
+def test_what_is_not_finite_is_null_in_json():
+  config = model()
+  spectra = {name: np.ones((2, 4, 8), np.float32) for name in ("qk", "vp")}
+  spectra["qk"][0, 1, 3] = np.nan
+  values = rank_program.summarise(spectra, config, threshold=0.95, power=1)
+  json.dumps(values, allow_nan=False)
+  assert values["qk"]["heads"]["stable_rank"][0] == [8, None, 8, 8]
+  assert values["qk"]["layers"]["stable_rank"] == [None, 8]
+  assert values["pseudo_rank"] == {"qk": None, "vp": 1.0}

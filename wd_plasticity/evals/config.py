@@ -99,3 +99,12 @@ def finetune_config() -> ConfigDict:
   ))
   c.reward_model = ""  # folder of a transformers Llama with a scalar head; empty: none
   return c
+
+
+def attention_rank_config() -> ConfigDict:
+  """Fields of the program attention_rank."""
+  c = shared_config("attention_rank")
+  c.threshold = 0.95  # share of the sum that the singular values of the pseudo-rank reach
+  c.power = 1  # of the singular values in that sum: 1, or 2 for their squares
+  c.fold_qk_norm = False  # gains of a QK-norm in the W_QK shown first; both are written
+  return c

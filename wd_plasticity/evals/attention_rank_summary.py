@@ -1,0 +1,65 @@
+"""Results of the attention_rank program side by side: the table, and which are alike."""
+
+import json
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from wd_plasticity.training.progress import format_count
+
+TITLES = {"qk": "W_QK", "qk_folded": "W_QK with QK-norm gains", "vp": "W_VP"}
+_COLUMNS = {"qk": "QK", "qk_folded": "QK with gains", "vp": "VP"}
+
+
+def products(results: Sequence[dict]) -> list[str]:
+  """The products that any of the results have, those that are shown first in front."""
+  folded = any(r["settings"].get("fold_qk_norm") for r in results)
+  order = ("qk_folded", "qk", "vp") if folded else ("qk", "qk_folded", "vp")
+  return [name for name in order if any(name in r["values"] for r in results)]
+
+
+def setting(result: dict) -> str:
+  """What a checkpoint's member shares with those of other decays, seeds and steps, as JSON."""
+  c = result["checkpoint"]
+  optim = {k: v for k, v in c["pretraining"]["optim"].items() if k != "weight_decay"}
+  shared = {k: v for k, v in c["pretraining"].items() if k != "seed"}
+  return json.dumps(shared | {"optim": optim, "data": c["data_fingerprint"]}, sort_keys=True)
+
+
+def print_table(results: Sequence[dict], console: Console | None = None) -> None:
+  """One line per checkpoint, means over all layers and heads."""
+  if console is None:
+    console = Console()
+    if not console.is_terminal:
+      console = Console(width=200)  # a file has no width, rich would take 80 columns
+  settings = results[0]["settings"]
+  of = "singular values" if settings["power"] == 1 else "squared singular values"
+  table = Table(
+      title=f"Means over layers and heads; pseudo-rank: {settings['threshold']:.0%} of the sum of "
+            f"{of}, over the head dimension",
+      title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+  table.add_column("member", no_wrap=True)
+  names = products(results)
+  for column in ("weight decay", "step", "tokens"):
+    table.add_column(column, justify="right")
+  measures = {"pseudo-rank": ("pseudo_rank_share", ".3f"),
+              "effective rank": ("effective_rank", ".2f"),
+              "spectral norm": ("spectral_norm", ".3g")}
+  if console.width < 40 + 16 * len(measures) * len(names):
+    measures = {"pseudo-rank": measures["pseudo-rank"]}
+  for title in measures:
+    for name in names:
+      table.add_column(f"{title}\n{_COLUMNS[name]}", justify="right")
+  for r in results:
+    c, v = r["checkpoint"], r["values"]
+    cells = [_number(v[name]["mean"][measure] if name in v else None, form)
+             for measure, form in measures.values() for name in names]
+    table.add_row(c["member"], f"{c['weight_decay']:g}", f"{c['step']:,}",
+                  format_count(c["tokens"]), *cells)
+  console.print(table)
+
+
+def _number(value: float | None, form: str) -> str:
+  return "-" if value is None else format(value, form)
