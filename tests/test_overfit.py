@@ -11,7 +11,7 @@ import tiny
 
 from wd_plasticity.data import loader
 from wd_plasticity.errors import UserError
-from wd_plasticity.evals import overfit, overfit_plot, overfit_summary, program
+from wd_plasticity.evals import overfit, overfit_plot, overfit_summary, program, record_losses
 from wd_plasticity.evals.config import overfit_config
 from wd_plasticity.models import decoder
 from wd_plasticity.training.metrics import read_metrics
@@ -157,7 +157,7 @@ def test_attention_stays_within_documents_where_pretraining_kept_it(done):
   model = dataclasses.replace(target.model, document_mask=True)
   prepared, params = done.pretraining_data(target), target.stored.load_params()
   records = np.asarray(prepared.records["validation"][:8], np.int32)
-  losses = overfit._compile(done, model, 1, end)(done.load([target]), done.put(records))[0]
+  losses = record_losses.compile_losses(done, model, 1, end)(done.load([target]), done.put(records))[0]
   for row, found in zip(records[:2], np.asarray(losses), strict=False):
     ends = np.flatnonzero(row[:-1] == end) + 1
     assert len(ends) > 2

@@ -17,17 +17,14 @@ import json
 import math
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from wd_plasticity.analysis import statistics
 from wd_plasticity.analysis import token_frequency as tf
 from wd_plasticity.errors import UserError
-from wd_plasticity.evals import overfit_plot, overfit_summary, program
+from wd_plasticity.evals import overfit_plot, overfit_summary, program, record_losses
 from wd_plasticity.evals.targets import Target
 from wd_plasticity.files import write_json
-from wd_plasticity.models import decoder, loss
 from wd_plasticity.training import distributed
 
 ITEM = "losses"
@@ -115,14 +112,14 @@ def _evaluate(session: program.Session, settings: dict,
     for data, group in work:
       key = group[0].model, session.num_members(group), data.end_of_document
       if key not in compiled:
-        compiled[key] = _compile(session, *key)
+        compiled[key] = record_losses.compile_losses(session, *key)
         progress.skip(done)
       token_losses = functools.partial(compiled[key], session.load(group))
       sums = {}
       for name, tokens in data.sets.items():
         sums[name] = np.zeros((len(group), len(tokens.cell_counts)))
-        for start, losses_MxBxL in _batches(session, token_losses, data.records[name],
-                                            tokens.indices, rows):
+        for start, losses_MxBxL in record_losses.batches(
+            session, token_losses, data.records[name], tokens.indices, rows):
           cells_BxL = tokens.cells[start:start + rows]
           tf.add_losses(sums[name], cells_BxL, losses_MxBxL[:len(group), :len(cells_BxL)])
           done += 1
@@ -131,38 +128,6 @@ def _evaluate(session: program.Session, settings: dict,
         values, arrays = _summarise(
             session, data, target, {name: s[m] for name, s in sums.items()})
         session.results.write(target, ITEM, settings, values, arrays=arrays)
-
-
-def _compile(session: program.Session, model, num_members: int, end_of_document: int):
-  """(params_M, tokens_BxL+1) -> losses_MxBxL, float32 in nats, as in pretraining."""
-  # A tile holds the same share of every device's rows.
-  tile_tokens = loss.default_tile_tokens() * session.row_shares
-
-  def token_losses(params, tokens_BxL):
-    inputs_BxL, targets_BxL = tokens_BxL[:, :-1], tokens_BxL[:, 1:]
-    segments_BxL = None
-    if model.document_mask:
-      ends = (inputs_BxL == end_of_document).astype(jnp.int32)
-      segments_BxL = jnp.cumsum(ends, axis=1) - ends
-    x_BxLxD = decoder.hidden_states(params, model, inputs_BxL, segments_BxL)
-    return loss.token_losses(x_BxLxD, decoder.head_kernel(params, model), targets_BxL,
-                             tile_tokens=tile_tokens)
-
-  return session.compile(token_losses, (0, None), num_members)
-
-
-def _batches(session: program.Session, token_losses, records: np.ndarray, indices: np.ndarray,
-             rows: int):
-  """(first row, losses_MxBxL) of a token set; one batch is computed while another is read."""
-  pending = None
-  for start in range(0, len(indices), rows):
-    chosen = indices[start:start + rows]
-    filled = np.concatenate([chosen, np.repeat(chosen[:1], rows - len(chosen))])
-    made = start, token_losses(session.put(np.asarray(records[filled], np.int32)))
-    if pending is not None:
-      yield pending[0], jax.device_get(pending[1])
-    pending = made
-  yield pending[0], jax.device_get(pending[1])
 
 
 @np.errstate(invalid="ignore")  # a member may have diverged

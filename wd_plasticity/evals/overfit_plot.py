@@ -111,6 +111,7 @@ def _draw_gaps(axes: Axes, line: Sequence[Row], losses: Callable, shift: float,
   _draw_line(axes, np.array(tokens) + shift, points, style)
 
 
+@np.errstate(invalid="ignore")  # a member may have diverged
 def _draw_bins(axes: Axes, same: Sequence[Row], losses: Callable, shift: float,
                style: dict) -> None:
   """A line over frequency bins of held-out losses, for seeds of one member and step."""
