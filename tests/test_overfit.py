@@ -157,7 +157,8 @@ def test_attention_stays_within_documents_where_pretraining_kept_it(done):
   model = dataclasses.replace(target.model, document_mask=True)
   prepared, params = done.pretraining_data(target), target.stored.load_params()
   records = np.asarray(prepared.records["validation"][:8], np.int32)
-  losses = record_losses.compile_losses(done, model, 1, end)(done.load([target]), done.put(records))[0]
+  token_losses = record_losses.compile_losses(done, model, 1, end)
+  losses = token_losses(done.load([target]), done.put(records))[0]
   for row, found in zip(records[:2], np.asarray(losses), strict=False):
     ends = np.flatnonzero(row[:-1] == end) + 1
     assert len(ends) > 2
