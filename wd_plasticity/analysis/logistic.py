@@ -29,8 +29,8 @@ import numpy as np
 from wd_plasticity.errors import UserError
 
 MEMORY = 10  # pairs kept of the history, as in scipy
-TOLERANCE = 1e-5  # norm of the gradient of the objective over C * N
-MAX_ITERATIONS = 500
+TOLERANCE = 1e-6  # norm of the gradient of the objective over C * N
+MAX_ITERATIONS = 300
 _SLOPE_FALLS_TO = 0.5  # of its first size, where a line search ends
 _MAX_SEARCH = 30
 _dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)  # not in TF32
@@ -251,19 +251,21 @@ def _minimise(x_NxD, variance_D, labels_JxN, c_J, num_classes, tolerance, max_it
   def products(w_DxJxK):
     return _dot(x_NxD, w_DxJxK.reshape(d, -1)).reshape(n, num_problems, k)
 
-  def gradient(w_DxJxK, z_NxJxK):
-    residual = (_probabilities(z_NxJxK) - y_NxJxK).reshape(n, -1) / n
+  def gradient(w_DxJxK, p_NxJxK):
+    residual = (p_NxJxK - y_NxJxK).reshape(n, -1) / n
     return _dot(x_NxD.T, residual).reshape(w_DxJxK.shape) + penalty_DxJx1 * w_DxJxK
 
   def step(state):
     w, z, g, history, norm_J, i = state
     direction = -_two_loop(g, history, start_DxJx1)
     slope_z = products(direction)
-    t_J = _line_search(z, slope_z, y_NxJxK, w, direction, penalty_DxJx1)
+    t_J = _line_search(z, slope_z, y_NxJxK, _inner(g, direction),
+                       _inner(penalty_DxJx1 * w, direction),
+                       _inner(penalty_DxJx1 * direction, direction))
     t_J = jnp.where(norm_J > tolerance, t_J, 0)
     move = t_J[:, None] * direction
     new_w, new_z = w + move, z + t_J[:, None] * slope_z
-    new_g = gradient(new_w, new_z)
+    new_g = gradient(new_w, _probabilities(new_z))
     return (new_w, new_z, new_g, _remember(history, move, new_g - g),
             jnp.where(norm_J > tolerance, _norm(new_g), norm_J), i + 1)
 
@@ -272,7 +274,7 @@ def _minimise(x_NxD, variance_D, labels_JxN, c_J, num_classes, tolerance, max_it
 
   w = jnp.zeros((d, num_problems, k))
   z = jnp.zeros((n, num_problems, k))
-  g = gradient(w, z)
+  g = gradient(w, 1 / max(k, 2))
   pairs = jnp.zeros((MEMORY, *w.shape))
   state = (w, z, g, (pairs, pairs, jnp.zeros((MEMORY, num_problems))), _norm(g), 0)
   w, _, _, _, norm_J, i = jax.lax.while_loop(unfinished, step, state)
@@ -298,52 +300,51 @@ def _remember(history, move, change):
 
 def _two_loop(g, history, start):
   """The gradient times L-BFGS's inverse Hessian."""
-  moves, changes, inverse = history
-  q, factors = g, [None] * MEMORY
-  for i in reversed(range(MEMORY)):
-    factors[i] = inverse[i] * _inner(moves[i], q)
-    q = q - factors[i][:, None] * changes[i]
+  def backward(q, pair):
+    move, change, inverse_J = pair
+    factor_J = inverse_J * _inner(move, q)
+    return q - factor_J[:, None] * change, factor_J
+
+  def forward(q, pair):
+    move, change, inverse_J, factor_J = pair
+    return q + (factor_J - inverse_J * _inner(change, q))[:, None] * move, None
+
+  # Loops and not unrolled: a third of the time to compile, none to run.
+  q, factors = jax.lax.scan(backward, g, history, reverse=True)
+  _, changes, inverse = history
   # The newest pair tells how far curvature has fallen since the start.
   scale_J = inverse[-1] * _inner(changes[-1], start * changes[-1])
   q = start * q / jnp.where(scale_J > 0, scale_J, 1)[:, None]
-  for i in range(MEMORY):
-    q = q + (factors[i] - inverse[i] * _inner(changes[i], q))[:, None] * moves[i]
-  return q
+  return jax.lax.scan(forward, q, (*history, factors))[0]
 
 
-def _line_search(z, slope_z, y, w, direction, penalty):
+def _line_search(z, slope_z, y, slope_0_J, linear_J, square_J):
   """Step lengths [J] at which the slope has fallen to half its size without any increase.
 
   The objective along a direction is convex: where its slope is negative the minimum lies
   ahead, where it is positive behind, so the bracket shrinks in every pass.
+
+  Args:
+    z, slope_z: logits and their change per unit of step length [N, J, K].
+    y: targets [N, J, K].
+    slope_0_J: of the objective at the start.
+    linear_J, square_J: slope of the penalty at the start, and its second derivative.
   """
   n = z.shape[0]
-  linear_J = _inner(penalty * w, direction)
-  square_J = _inner(penalty * direction, direction)
-
-  def along(t_J):
-    """Value, less that of w's own penalty, slope and curvature at t."""
-    z_t = z + t_J[:, None] * slope_z
-    p = _probabilities(z_t)
-    value_J = jnp.sum(_losses(z_t, y), axis=0) / n + t_J * (linear_J + 0.5 * t_J * square_J)
-    slope_J = jnp.sum((p - y) * slope_z, axis=(0, 2)) / n + linear_J + t_J * square_J
-    spread = p * slope_z**2
-    if p.shape[2] == 1:
-      spread = spread * (1 - p)
-      curvature_J = jnp.sum(spread, axis=(0, 2))
-    else:
-      curvature_J = jnp.sum(
-          jnp.sum(spread, axis=2) - jnp.sum(p * slope_z, axis=2)**2, axis=0)
-    return value_J, slope_J, curvature_J / n + square_J
-
-  value_0, slope_0, _ = along(jnp.zeros_like(linear_J))
+  value_0 = jnp.sum(_losses(z, y), axis=0) / n
   # Rounding of a sum of N float32 losses: differences below it say nothing.
   ceiling_J = value_0 + 1e-6 * jnp.abs(value_0)
 
   def search(state):
     t, low, high, found, i = state
-    value, slope, curvature = along(t)
-    good = (jnp.abs(slope) <= _SLOPE_FALLS_TO * jnp.abs(slope_0)) & (value <= ceiling_J)
+    z_t = z + t[:, None] * slope_z
+    p = _probabilities(z_t)
+    value = jnp.sum(_losses(z_t, y), axis=0) / n + t * (linear_J + 0.5 * t * square_J)
+    slope = jnp.sum((p - y) * slope_z, axis=(0, 2)) / n + linear_J + t * square_J
+    mean_NxJ = jnp.sum(p * slope_z, axis=2)
+    # Variance of the change of the logits; with one column the other's logit is 0.
+    curvature = jnp.sum(jnp.sum(p * slope_z**2, axis=2) - mean_NxJ**2, axis=0) / n + square_J
+    good = (jnp.abs(slope) <= _SLOPE_FALLS_TO * jnp.abs(slope_0_J)) & (value <= ceiling_J)
     low = jnp.where(slope < 0, t, low)
     high = jnp.where(slope < 0, high, t)
     newton = t - slope / jnp.maximum(curvature, 1e-30)
@@ -353,7 +354,7 @@ def _line_search(z, slope_z, y, w, direction, penalty):
     return t, low, high, found | good, i + 1
 
   t = jnp.ones_like(linear_J)
-  at_rest = slope_0 >= 0  # only rounding is left
+  at_rest = slope_0_J >= 0  # only rounding is left
   state = (t, jnp.zeros_like(t), jnp.full_like(t, jnp.inf), at_rest, 0)
   t, low, _, found, _ = jax.lax.while_loop(
       lambda s: ~jnp.all(s[3]) & (s[4] < _MAX_SEARCH), search, state)
