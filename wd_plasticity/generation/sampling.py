@@ -120,6 +120,14 @@ def most_likely(logits_RxV: jax.Array) -> jax.Array:
   return jnp.min(index_RxV, axis=-1).astype(jnp.int32)
 
 
+def warp(logits_RxV: jax.Array, seen_RxV: jax.Array | None, sampling: Sampling) -> jax.Array:
+  """The logits whose softmax is drawn from, at a temperature above 0; arguments of `choose`."""
+  if seen_RxV is not None:
+    logits_RxV = penalise(logits_RxV, seen_RxV, sampling.repetition_penalty)
+  logits_RxV = logits_RxV / sampling.temperature
+  return nucleus(logits_RxV, sampling.top_p) if sampling.top_p < 1 else logits_RxV
+
+
 def choose(logits_RxV: jax.Array, seen_RxV: jax.Array | None, keys_R: jax.Array,
            sampling: Sampling) -> jax.Array:
   """The next token of every row, int32.
@@ -130,11 +138,8 @@ def choose(logits_RxV: jax.Array, seen_RxV: jax.Array | None, keys_R: jax.Array,
     keys_R: jax.random keys, one per row; not used at temperature 0.
     sampling: the settings.
   """
+  if sampling.temperature > 0:
+    return draw(warp(logits_RxV, seen_RxV, sampling), keys_R)
   if seen_RxV is not None:
     logits_RxV = penalise(logits_RxV, seen_RxV, sampling.repetition_penalty)
-  if sampling.temperature == 0:
-    return most_likely(logits_RxV)
-  logits_RxV = logits_RxV / sampling.temperature
-  if sampling.top_p < 1:
-    logits_RxV = nucleus(logits_RxV, sampling.top_p)
-  return draw(logits_RxV, keys_R)
+  return most_likely(logits_RxV)
