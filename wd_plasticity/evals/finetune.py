@@ -74,10 +74,10 @@ def load_splits(session: Session) -> dict[str, dict[str, registry.LoadedSplit]]:
     sources = config.sources[name]
     wanted = [s for s in task.splits if task.embedded or sources[s]]
     if TRAIN not in wanted or len(wanted) < 2:
-      missing = TRAIN if TRAIN not in wanted else "|".join(s for s in task.splits if s != TRAIN)
+      missing = TRAIN if TRAIN not in wanted else next(s for s in task.splits if s != TRAIN)
       raise UserError(
-          f"task {name} needs the files of its split {missing}; set --config.sources.{name}."
-          f"{missing}=FILES (published as {task.source}).")
+          f"task {name} needs files to learn from and files to be tested on; set "
+          f"--config.sources.{name}.{missing}=FILES (published as {task.source}).")
     loaded[name] = {}
     for split in wanted:
       limit = config.max_train if split == TRAIN else config.max_test
@@ -161,7 +161,7 @@ class Tuning:
     session, work, config = self.session, plan.work, plan.config
     num = session.num_members(work.group)
     params_M = session.load(work.group)
-    before = self._before(plan, params_M, lambda n: update(n * plan.evaluation_cost))
+    before = self._before(plan, params_M, update)
     begin = plan.evaluation_cost
     tuned = tuner.tune(
         self._tune_program(plan, num), params_M, plan.examples, batch_size=config.batch_size,
@@ -171,7 +171,7 @@ class Tuning:
         observe=lambda p: self._observe(plan, p), observations=config.evaluate.observations,
         on_step=lambda step, loss: update(begin + 3 * step * config.batch_size, loss=loss))
     begin += plan.training_cost
-    after = self._evaluate(plan, tuned.params, lambda n: update(begin + n * plan.evaluation_cost))
+    after = self._evaluate(plan, tuned.params, lambda n: update(begin + n))
     for m, target in enumerate(work.group):
       session.results.write(
           target, item_name(work.task, work.point),
@@ -189,16 +189,12 @@ class Tuning:
       self._base = {key: self._evaluate(plan, params_M, update)}  # of one group at a time
     return self._base[key]
 
-  def _evaluate(self, plan, params_M, update=None) -> dict[str, Any]:
+  def _evaluate(self, plan, params_M, update) -> dict[str, Any]:
     """Records per split and member, and the losses of pretraining records."""
     session, config, group = self.session, plan.config, plan.work.group
     num, size, model = len(group), session.num_members(group), group[0].model
     done = 0
-
-    def count(n):
-      if update:
-        update(min(1.0, (done + n) / max(1, plan.evaluation_cost)))
-
+    count = lambda n: update(done + n)
     made: dict[str, Any] = {"splits": {}}
     for split, evaluation in plan.evaluations.items():
       records = evaluation.likelihoods(params_M, self._scorer(model, size), count)[:num]
@@ -301,7 +297,7 @@ class _Plan:
         lora_targets=tuple(config.lora.targets), replay_fraction=config.replay.fraction,
         end_of_document=target.tokenizer.eos_id if target.model.document_mask else None)
     self.optimizer, self.decays = self._optimizer(target.model)
-    # Sequences read forwards; a training step costs about three of them per example.
+    # In sequences read forwards; training on one costs about three of them.
     self.training_cost = 3 * self.num_steps * config.batch_size
     self.evaluation_cost = sum(e.cost for e in self.evaluations.values()) + (
         config.evaluate.forgetting_sequences)

@@ -71,7 +71,7 @@ def cells(results: Sequence[dict]) -> list[Cell]:
         loss_before=_mean(b.get("response_loss", {}).get("value") for b, _, _ in same),
         loss_after=_mean(a.get("response_loss", {}).get("value") for _, a, _ in same),
         forgetting=_mean((v["forgetting"] or {}).get("value") for _, _, v in same)))
-  return made
+  return sorted(made, key=lambda c: (c.task, c.split, c.point, c.weight_decay))
 
 
 def _mean(values) -> float | None:

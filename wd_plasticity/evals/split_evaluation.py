@@ -42,6 +42,11 @@ def sampling(evaluate: ConfigDict, max_new_tokens: int, samples: int = 0) -> Sam
       num_samples=max(1, samples))
 
 
+def _after(on_done: Callable[[int], None] | None, before: int, each: int = 1):
+  """A callback that counts on from `before`, `each` per unit."""
+  return on_done and (lambda n: on_done(before + n * each))
+
+
 class SplitEvaluation:
   """The problems of one split as token ids, ready to evaluate members on.
 
@@ -76,9 +81,9 @@ class SplitEvaluation:
         evaluate.generate == "auto" and task.generated)
     if self.generates:
       self._plan_generation()
+    self._likelihood_cost = len(self._option_requests) + len(self._response_requests)
     samples = (1 + evaluate.samples) if self.generates else 0
-    self.cost = len(self._option_requests) + len(self._response_requests) + (
-        2 * samples * len(problems))
+    self.cost = self._likelihood_cost + samples * len(problems)
 
   def _plan_generation(self):
     prompts, cut = self._template.prompts(
@@ -92,10 +97,11 @@ class SplitEvaluation:
   def likelihoods(self, params_M, scorer: scoring.Scorer,
                   on_done: Callable[[int], None] | None = None) -> list[list[dict]]:
     """Per member and problem: log-likelihoods of the options and of the right response."""
-    numbers = []
+    numbers, before = [], 0
     for wanted, texts in ((self._option_requests, self._options),
                           (self._response_requests, self._responses)):
-      numbers.append(scorer.score(params_M, wanted, sum(map(len, texts)), on_done))
+      numbers.append(scorer.score(params_M, wanted, sum(map(len, texts)), _after(on_done, before)))
+      before += len(wanted)
     options_M, responses_M = numbers
     return [self._likelihood_records(o, r) for o, r in zip(options_M, responses_M, strict=True)]
 
@@ -124,11 +130,12 @@ class SplitEvaluation:
       seed: of the samples.
       reward: a `reward.model.RewardModel`, or None.
       num_members: that are wanted of those stacked.
-      on_done: told how many responses there are.
+      on_done: told how much of `cost` is done.
     """
+    before, count = self._likelihood_cost, len(self.problems)
     records = [[{} for _ in self.problems] for _ in range(num_members)]
     greedy = generator_of(sampling(self._evaluate, self.max_new_tokens)).generate(
-        params_M, self._read, seed, on_done)
+        params_M, self._read, seed, _after(on_done, before))
     for m, i, texts in self._texts(greedy, num_members):
       graded = grading.grade(self.task, self.problems[i], texts[0])
       records[m][i] |= {"greedy": texts[0], "greedy_answer": graded.answer,
@@ -137,7 +144,8 @@ class SplitEvaluation:
       return records
     drawn = generator_of(sampling(
         self._evaluate, self.max_new_tokens, self._evaluate.samples)).generate(
-            params_M, self._read, seed, on_done)
+            params_M, self._read, seed,
+            _after(on_done, before + count, self._evaluate.samples))
     pairs = []
     for m, i, texts in self._texts(drawn, num_members):
       graded = [grading.grade(self.task, self.problems[i], text) for text in texts]
