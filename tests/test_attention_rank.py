@@ -2,6 +2,10 @@
 
 import io
 import json
+import os
+import re
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -323,3 +327,14 @@ def test_what_is_not_finite_is_null_in_json():
   assert values["qk"]["heads"]["stable_rank"][0] == [8, None, 8, 8]
   assert values["qk"]["layers"]["stable_rank"] == [None, 8]
   assert values["pseudo_rank"] == {"qk": None, "vp": 1.0}
+
+
+def test_bench_runs():
+  process = subprocess.run(
+      [sys.executable, "-m", "wd_plasticity.bench.attention_rank", "--size=0.3m", "--heads=2"],
+      capture_output=True, text=True, cwd=tiny.ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+      timeout=120)
+  assert process.returncode == 0, process.stderr
+  assert re.search(r"[\d,]+ times faster", process.stdout)
+  difference = re.search(r"on these heads: (\S+) of the largest", process.stdout)
+  assert float(difference.group(1)) < 1e-5
