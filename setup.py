@@ -14,6 +14,8 @@ CORE = [
     "flax>=0.12,<0.13",
     "grain>=0.2.12,<0.3",
     "jax>=0.10,<0.12",
+    "jinja2>=3.1.6,<4",
+    "math-verify[antlr4_13_2]>=0.9,<0.10",
     "matplotlib>=3.9,<4",
     "ml-collections>=1.0,<2",
     "numpy>=2.0,<3",
@@ -21,6 +23,8 @@ CORE = [
     "orbax-checkpoint>=0.12,<0.13",
     "pyarrow>=17,<27",
     "rich>=13.7,<16",
+    "safetensors>=0.4.3,<1",
+    "scipy>=1.13,<2",
     "sentencepiece>=0.2,<0.3",
     "tensorboardX>=2.6.2,<3",
     "tensorflow-datasets>=4.9.9,<5",
@@ -33,9 +37,10 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10,<0.12"],
     "tensorflow": ["tensorflow>=2.16"],
     "wandb": ["wandb>=0.19.10"],
-    "test": ["pytest>=8,<10", "pytest-timeout>=2.3,<3", "ruff>=0.6", "zstandard>=0.22,<1"],
+    "test": ["pytest>=8,<10", "pytest-timeout>=2.3,<3", "ruff>=0.6", "scikit-learn>=1.5,<2",
+             "zstandard>=0.22,<1"],
     # torch is the independent reference of the parity suite and of bench --peer.
-    "parity": ["torch>=2.4,<2.14", "transformers>=4.47,<6", "safetensors>=0.4,<1"],
+    "parity": ["torch>=2.4,<2.14", "transformers>=4.47,<6"],
 }
 
 setup(
