@@ -7,9 +7,7 @@
       --config.sources.ag_news.train=AG_NEWS/train.tsv.xz \
       --config.sources.ag_news.test=AG_NEWS/test.csv.xz \
       --config.sources.arc_easy.train=ARC/arc_easy_train.jsonl.xz \
-      --config.sources.arc_easy.test=ARC/arc_easy_test.jsonl.xz \
-      --config.sources.commonsenseqa.train=CSQA/train.jsonl.xz \
-      --config.sources.commonsenseqa.validation=CSQA/val.jsonl.xz
+      --config.sources.arc_easy.test=ARC/arc_easy_test.jsonl.xz
 
 The recipe of the study at a learning rate for 1.1M parameters, on at most 4,096 examples
 a task; `embedded_arithmetic` comes with the installation. About an hour on two cores for
@@ -22,7 +20,7 @@ from wd_plasticity.evals.config import finetune_config
 def get_config():
   config = finetune_config()
   config.name = "books"
-  config.tasks = ("sst2", "ag_news", "arc_easy", "commonsenseqa", "embedded_arithmetic")
+  config.tasks = ("sst2", "ag_news", "arc_easy", "embedded_arithmetic")
   config.max_train, config.max_test = 4096, 1000
   config.optim.learning_rate = 1e-3
   config.evaluate.update(max_new_tokens=64, samples=16, observations=3, observed_problems=256)

@@ -38,6 +38,8 @@ _WITH_UNIT = re.compile(
     r"[A-Za-z]{2,}[A-Za-z\s'.,-]*")
 _ZERO = re.compile(r"[-+]?0+(?:\.0*)?")
 _EQUATION = re.compile(r"(?!\s*[A-Za-z]\s*=)[^=]*=\s*0")
+# Words of a sentence, as in no expression: two in a row, outside of LaTeX.
+_PROSE = re.compile(r"^[^\\=^]*\b[A-Za-z]{3,}[,;:]?\s+[A-Za-z]{3,}\b[^\\=^]*$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +151,9 @@ def equivalent(a: str, b: str) -> bool:
 def _equivalent(a: str, b: str) -> bool:
   if _PLAIN.fullmatch(a) and _PLAIN.fullmatch(b):
     return _number(a) == _number(b)
+  if _PROSE.search(a) or _PROSE.search(b):
+    # math-verify would take every letter for a variable, which is as slow as it is wrong.
+    return a.lower() == b.lower()
   if any(_ZERO.fullmatch(x) and _EQUATION.fullmatch(y) for x, y in ((a, b), (b, a))):
     return False  # math-verify takes `x + y = 0` for the value 0
   return _WORKER.ask(a, b)
