@@ -120,12 +120,17 @@ def test_probe_chooses_on_held_out_rows_and_fits_again_on_all():
     assert np.mean(a != b) < 0.005 or np.allclose(a, b, atol=1e-6)
   for p in range(2):
     x, x_test = (a.astype(np.float64) for a in _standardised(sets[p], tests[p]))
-    held = [np.mean(_reference(x[fit_rows], labels[fit_rows], c)[0].predict(x[held_out])
-                    == labels[held_out]) for c in STRENGTHS]
-    np.testing.assert_allclose(found.held_out_S[p], held, atol=1e-6)
-    assert found.chosen[p] == np.argmax(held)  # the first, the strongest penalty, of equals
+    tried = [_reference(x[fit_rows], labels[fit_rows], c)[0] for c in STRENGTHS]
+    losses = [-model.predict_log_proba(x[held_out])[np.arange(len(held_out)), labels[held_out]]
+              for model in tried]
+    np.testing.assert_allclose(found.held_out_loss_S[p], np.mean(losses, axis=1), rtol=1e-4)
+    np.testing.assert_allclose(
+        found.held_out_S[p], [model.score(x[held_out], labels[held_out]) for model in tried],
+        atol=1e-6)
+    chosen = np.argmin(np.mean(losses, axis=1))
+    assert found.chosen[p] == chosen
     for k, these in enumerate((labels, permuted)):
-      model, _ = _reference(x, these, STRENGTHS[np.argmax(held)])
+      model, _ = _reference(x, these, STRENGTHS[chosen])
       assert np.mean(found.predictions_2xT[p, k] != model.predict(x_test)) <= 0.005
       assert found.train_2[p, k] == pytest.approx(model.score(x, these), abs=0.005)
   right = np.mean(found.predictions_2xT[:, 0] == labels_test, axis=1)

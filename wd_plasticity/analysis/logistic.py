@@ -56,13 +56,15 @@ class Probe(NamedTuple):
 
   Attributes:
     chosen: index of the strength.
-    held_out_S: accuracy of every strength on the held-out rows.
+    held_out_loss_S, held_out_S: mean log loss (nats) and accuracy of every strength on the
+      held-out rows.
     train_2: accuracy on all training rows, of true and of permuted labels.
     predictions_2xT: classes of the test rows, of both.
     gradient_norm: the larger of both.
     iterations: of the selection and of the last fit together.
   """
   chosen: jax.Array
+  held_out_loss_S: jax.Array
   held_out_S: jax.Array
   train_2: jax.Array
   predictions_2xT: jax.Array
@@ -122,7 +124,10 @@ def predict(solution: Fit, x_NxD: jax.Array) -> jax.Array:
 
 def probe(train_NxD: jax.Array, test_TxD: jax.Array, labels_2xN: jax.Array, fit_rows: jax.Array,
           held_out_rows: jax.Array, c_S: jax.Array, num_classes: int) -> Probe:
-  """Chooses the strength on held-out rows, then fits all training rows with it.
+  """Chooses the strength by its loss on held-out rows, then fits all training rows with it.
+
+  The loss and not the accuracy, in which strengths are often equal but for one example, so that
+  rounding would decide.
 
   The second problem of the last fit has permuted labels and the strength of the first: what
   the same classifier makes of labels that the features say nothing about.
@@ -142,18 +147,22 @@ def probe(train_NxD: jax.Array, test_TxD: jax.Array, labels_2xN: jax.Array, fit_
   def solve(x, labels_JxN, c_J):
     columns, norm_J, iterations = _minimise(x, variance_D, labels_JxN, c_J, num_classes,
                                             TOLERANCE, MAX_ITERATIONS)
-    def classes(x):
-      z = _dot(x, columns[:-1]) + columns[-1]
-      return _classes(z.reshape(x.shape[0], -1, num_columns)).T
-    return classes, jnp.max(norm_J), iterations
+    def logits(x):
+      return (_dot(x, columns[:-1]) + columns[-1]).reshape(x.shape[0], -1, num_columns)
+    return logits, jnp.max(norm_J), iterations
 
-  tried = jnp.broadcast_to(labels_2xN[0, fit_rows], (c_S.shape[0], fit_rows.shape[0]))
-  classes, _, first_iterations = solve(train_NxD[fit_rows], tried, c_S)
-  held_out_S = jnp.mean(classes(train_NxD[held_out_rows]) == labels_2xN[0, held_out_rows], axis=1)
-  chosen = jnp.argmax(held_out_S)
-  classes, norm, iterations = solve(train_NxD, labels_2xN, jnp.repeat(c_S[chosen], 2))
-  train_2 = jnp.mean(classes(train_NxD) == labels_2xN, axis=1)
-  return Probe(chosen, held_out_S, train_2, classes(test_TxD), norm, first_iterations + iterations)
+  def repeat(labels):
+    return jnp.broadcast_to(labels, (c_S.shape[0], labels.shape[0]))
+
+  logits, _, first_iterations = solve(train_NxD[fit_rows], repeat(labels_2xN[0, fit_rows]), c_S)
+  held_out, z_held_out = repeat(labels_2xN[0, held_out_rows]), logits(train_NxD[held_out_rows])
+  loss_S = jnp.mean(_losses(z_held_out, _targets(held_out, num_columns)), axis=0)
+  chosen = jnp.argmin(loss_S)
+  logits, norm, iterations = solve(train_NxD, labels_2xN, jnp.repeat(c_S[chosen], 2))
+  return Probe(
+      chosen, loss_S, jnp.mean(_classes(z_held_out).T == held_out, axis=1),
+      jnp.mean(_classes(logits(train_NxD)).T == labels_2xN, axis=1),
+      _classes(logits(test_TxD)).T, norm, first_iterations + iterations)
 
 
 @functools.partial(jax.jit, static_argnames=("num_classes", "batched"))

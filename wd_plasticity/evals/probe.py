@@ -6,8 +6,8 @@
 Texts of a labelled task go through the model without a special token, cut at the length of its
 pretraining records. Their states at the embedding and after every layer, pooled as mean over
 the tokens and as last token, are standardised, and multinomial logistic regression is fitted
-to each (analysis/logistic.py); its L2 strength is the best on held-out training texts. Beside
-the accuracy on the test split stand
+to each (analysis/logistic.py); its L2 strength is that of the least loss on held-out training
+texts. Beside the accuracy on the test split stand
 
 - the majority class of the training texts,
 - *untrained*: the same probe on the same network at its initial parameters,
@@ -220,27 +220,35 @@ def _write(session: program.Session, target: Target, task: probe_data.LabelledTa
 
 
 def _summarise(task: probe_data.LabelledTask, strengths: Sequence[float], made: Arrays) -> dict:
-  """Values [layer][pooling] of one network, and its best place by held-out accuracy."""
+  """Values [layer][pooling] of one network, and where its loss on held-out texts is least."""
   num_test = task.test_2xT.shape[1]
   right_Nx2x2 = (made["predictions_2xT"] == task.test_2xT).sum(-1)
   accuracy = [[statistics.proportion(int(k), num_test) for k in row] for row in right_Nx2x2[..., 0]]
-  held_out = np.take_along_axis(made["held_out_S"], made["chosen"][..., None], -1)[..., 0]
-  # Of equally good ones the first: argmax takes the lowest layer.
-  layer, pooling = np.unravel_index(np.argmax(held_out), held_out.shape)
+  def of_chosen(values):
+    return np.take_along_axis(values, made["chosen"][..., None], -1)[..., 0]
+  held_out_loss = of_chosen(made["held_out_loss_S"])
+  held_out = _share(of_chosen(made["held_out_S"]), len(task.held_out_rows))
+  train = _share(made["train_2"], task.num_train)
+  layer, pooling = np.unravel_index(np.argmin(held_out_loss), held_out_loss.shape)
   control = right_Nx2x2[..., 1] / num_test
   return {
       "accuracy": [[a["value"] for a in row] for row in accuracy],
       **{f"accuracy_{k}": [[a[k] for a in row] for row in accuracy] for k in ("se", "low", "high")},
-      "train_accuracy": made["train_2"][..., 0].tolist(),
-      "held_out_accuracy": held_out.tolist(),
+      "train_accuracy": train[..., 0].tolist(),
+      "held_out_accuracy": held_out.tolist(), "held_out_loss": held_out_loss.tolist(),
       "inverse_strength": np.array(strengths)[made["chosen"]].tolist(),
       "control_accuracy": control.tolist(),
-      "control_train_accuracy": made["train_2"][..., 1].tolist(),
+      "control_train_accuracy": train[..., 1].tolist(),
       "selectivity": (right_Nx2x2[..., 0] / num_test - control).tolist(),
       "gradient_norm": made["gradient_norm"].tolist(),
       "best": accuracy[layer][pooling] | {
           "layer": int(layer), "pooling": pooled_states.POOLINGS[pooling],
           "control_accuracy": float(control[layer, pooling])}}
+
+
+def _share(float32: np.ndarray, n: int) -> np.ndarray:
+  """Shares of n examples in double precision."""
+  return np.round(float32.astype(np.float64) * n) / n
 
 
 if __name__ == "__main__":

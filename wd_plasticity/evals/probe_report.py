@@ -15,7 +15,7 @@ from rich.table import Table
 from wd_plasticity.analysis import plots
 
 _LINES = ("-", "--", ":", "-.")
-_REFERENCE = "#8c8c8c"
+_REFERENCE = "#333333"  # no decay is grey already
 
 
 def print_table(results: Sequence[dict], console: Console | None = None) -> None:
@@ -25,7 +25,7 @@ def print_table(results: Sequence[dict], console: Console | None = None) -> None
     if not console.is_terminal:
       console = Console(width=150)  # a file has no width, rich would take 80 columns
   table = Table(title="Test accuracy in %, ± standard error [95 % interval], of the layer and "
-                "pooling that are best on held-out texts", title_justify="left",
+                "pooling of the least loss on held-out texts", title_justify="left",
                 box=box.SIMPLE_HEAD, pad_edge=False)
   table.add_column("task")
   table.add_column("member", no_wrap=True)
@@ -108,7 +108,7 @@ def _draw_panel(axes: Axes, results: Sequence[dict], pooling: int, colours: dict
   def curve(values, name="accuracy"):
     return 100 * np.array([layer[pooling] for layer in values[name]], float)
 
-  axes.axhline(100 * results[0]["values"]["majority"]["value"], color=_REFERENCE, ls=":", lw=1.4)
+  axes.axhline(100 * results[0]["values"]["majority"]["value"], color=_REFERENCE, ls=":", lw=1.2)
   # A network untrained is the same for all decays of a seed.
   untrained: dict[str, dict[int, np.ndarray]] = {}
   lines: dict[tuple, list[dict]] = {}
@@ -119,7 +119,7 @@ def _draw_panel(axes: Axes, results: Sequence[dict], pooling: int, colours: dict
     lines.setdefault((_setting(c), c["weight_decay"]), []).append(r)
   for by_seed in untrained.values():
     mean = np.mean(list(by_seed.values()), axis=0)
-    axes.plot(range(len(mean)), mean, color=_REFERENCE, ls="--", lw=1.6, zorder=2)
+    axes.plot(range(len(mean)), mean, color=_REFERENCE, ls="--", lw=1.4, zorder=2)
   settings, decays = list(dict.fromkeys(s for s, _ in lines)), list(colours)
   for (setting, decay), same in lines.items():
     curves = np.array([curve(r["values"]) for r in same])
