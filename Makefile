@@ -1,5 +1,6 @@
 # make quickstart   pretrain a sweep on the embedded corpus, from nothing
 # make test         the default tests
+# make slow         tests that take minutes each, such as runs of two processes
 # make parity       the tests against torch and transformers
 
 PYTHON ?= python3
@@ -7,13 +8,16 @@ VENV ?= .venv
 WORKDIR ?= runs/quickstart
 PY = $(VENV)/bin/python
 
-.PHONY: quickstart test parity lint lock clean
+.PHONY: quickstart test slow parity lint lock clean
 
 quickstart: $(VENV)/core
 	$(PY) -m wd_plasticity.main --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: $(VENV)/core
 	$(PY) -m pytest
+
+slow: $(VENV)/core
+	$(PY) -m pytest -m slow
 
 parity: $(VENV)/parity
 	$(PY) -m pytest tests/parity

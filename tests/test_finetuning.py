@@ -278,7 +278,7 @@ def test_scores_are_log_likelihoods():
 # The program.
 
 
-def _write_task(folder):
+def write_task(folder):
   words = {"good": ["fine", "great", "lovely"], "bad": ["awful", "poor", "dire"]}
   rows = [f"{adjective} {noun}\t{i % 2}" for i, (adjective, noun) in enumerate(
       x for pair in itertools.zip_longest(
@@ -312,7 +312,7 @@ def _run(trained, workdir, config, points=(), **mesh):
 
 def test_program_tells_before_after_and_what_was_forgotten(trained, tmp_path, capsys):
   from wd_plasticity import members as members_lib
-  _write_task(tmp_path)
+  write_task(tmp_path)
   config = _config(tmp_path)
   points = members_lib.expand(
       config, lambda add: [add({"optim.learning_rate": v}) for v in (1e-2, 1e-3)])
@@ -358,7 +358,7 @@ def test_program_tells_before_after_and_what_was_forgotten(trained, tmp_path, ca
 
 
 def test_mistakes_are_told_before_any_work(trained, tmp_path):
-  _write_task(tmp_path)
+  write_task(tmp_path)
 
   def refused(match, **fields):
     config = _config(tmp_path)
