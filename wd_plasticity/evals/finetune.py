@@ -144,6 +144,9 @@ class Tuning:
     order = {name: i for i, name in enumerate(self.session.config.tasks)}
     plans = [_Plan(w) for w in
              sorted(work, key=lambda w: (order[w.task], [t.name for t in w.group]))]
+    for plan in plans:
+      if any(e.generates for e in plan.evaluations.values()):
+        self._reward(plan.config)  # raises now if it cannot be read, not after hours
     total = sum(p.cost for p in plans)
     with self.session.progress(total, "sequences") as progress:
       done = 0

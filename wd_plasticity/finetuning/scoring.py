@@ -13,7 +13,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from wd_plasticity.generation.batches import padded_length
 from wd_plasticity.models import decoder, loss
 from wd_plasticity.models.config import ModelConfig
 from wd_plasticity.training import mesh as mesh_lib
@@ -110,15 +109,15 @@ class Scorer:
         array.shape, mesh_lib.sharding(self._mesh, _ROWS), array.__getitem__)
 
   def _batches(self, wanted: Sequence[Request]):
-    """Requests of similar length together, in few shapes."""
+    """Requests of similar length together, in few shapes, because each is compiled."""
     alike: dict[tuple[int, int], list[Request]] = {}
     for request in wanted:
-      shape = padded_length(len(request.inputs)), _power_of_two(len(request.targets))
+      shape = (_power(2, max(32, len(request.inputs))), _power(4, max(4, len(request.targets))))
       alike.setdefault(shape, []).append(request)
     limit = _CPU_TOKENS if jax.default_backend() == "cpu" else _TOKENS
     for (length, targets), same in sorted(alike.items()):
       rows = max(1, limit // length)
-      rows = min(_power_of_two(rows + 1) // 2, _power_of_two(-(-len(same) // self._shares)))
+      rows = min(_power(2, rows + 1) // 2, _power(2, -(-len(same) // self._shares)))
       rows *= self._shares
       for begin in range(0, len(same), rows):
         chosen = same[begin:begin + rows]
@@ -130,6 +129,9 @@ class Scorer:
         yield arrays, chosen
 
 
-def _power_of_two(n: int) -> int:
-  """The smallest power of two that is at least n."""
-  return 1 << max(0, n - 1).bit_length()
+def _power(base: int, n: int) -> int:
+  """The smallest power of `base` that is at least n."""
+  power = 1
+  while power < n:
+    power *= base
+  return power

@@ -70,7 +70,7 @@ def make_batches(prompts: Sequence[np.ndarray], model: ModelConfig, sampling: Sa
 def rows_per_device(model: ModelConfig, sampling: Sampling, length: int, members: int,
                     memory_bytes: int) -> int:
   """Prompts whose caches, logits and activations fit into the memory, at least 1."""
-  itemsize = np.dtype(jax.numpy.dtype(model.compute_dtype)).itemsize
+  itemsize = 4 if model.compute_dtype == "float32" or jax.default_backend() == "cpu" else 2
   samples = sampling.num_samples
   cache_of_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * itemsize
   # The cache of new tokens is copied when it grows, and logits in every step.

@@ -168,18 +168,24 @@ class _Decoding:
   """The functions of one member: `start` reads the prompts, `step` makes one token.
 
   The state is a dict: `token` [R] (the newest), `done` bool [R], `length` [R], `tokens`
-  [R, T], `keys` and `values` [N, R, G, C, K], and `seen` bool [R, V] under a repetition
-  penalty.
+  [R, T], `keys` and `values` (lists of N arrays [R, G, C, K]), and `seen` bool [R, V] under
+  a repetition penalty.
+
+  Layers are unrolled and have a cache array each: where a loop over layers takes its part
+  of one array, XLA copies the part, and reading the caches is most of the work of a step.
   """
 
   def __init__(self, model: ModelConfig, mesh: Mesh, sampling: Sampling, eos_id: int | None,
                num_tokens: int):
-    self.model, self.sampling, self.num_tokens = model, sampling, num_tokens
+    self.model = dataclasses.replace(model, scan_layers=False, remat="none")
+    self.sampling, self.num_tokens = sampling, num_tokens
     self.eos_id = eos_id
     self.filler = 0 if eos_id is None else eos_id
-    self.dtype = jnp.dtype(model.compute_dtype)
+    # XLA's bfloat16 on CPUs turns all of a cache to float32 and back in every step.
+    on_cpu = jax.default_backend() == "cpu"
+    self.cache_dtype = jnp.dtype("float32" if on_cpu else model.compute_dtype)
     heads = "tensor" if model.num_kv_heads % mesh.shape["tensor"] == 0 else None
-    self._cache_sharding = NamedSharding(mesh, P(None, _ROWS, heads))
+    self._cache_sharding = NamedSharding(mesh, P(_ROWS, heads))
 
   def cache_sizes(self) -> list[int]:
     """Slots of the cache of new tokens, growing; the newest token needs none."""
@@ -189,22 +195,24 @@ class _Decoding:
     return sizes
 
   def start(self, params, tokens_BxL, lengths_B, is_prompt_B, keys_R):
-    """Keys and values of the prompts [N, B, G, L, K], and the state after the first token."""
+    """Keys and values of the prompts, N pairs of [B, G, L, K]; state after the first token."""
     c, samples = self.model, self.sampling.num_samples
-    rope = layers.rope_tables(tokens_BxL.shape[1], c.head_dim, c.rope_theta, c.rope_scaling)
+    rope = self._rope(tokens_BxL.shape[1])
+    prompt = []
 
     def mix(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, _):
       k_BxLxGxK = layers.apply_rope(k_BxLxGxK, rope)
       y_BxLxHxK = attend(layers.apply_rope(q_BxLxHxK, rope), k_BxLxGxK, v_BxLxGxK)
-      return y_BxLxHxK, (k_BxLxGxK.swapaxes(1, 2), v_BxLxGxK.swapaxes(1, 2))
+      prompt.append([self._constrain(t.swapaxes(1, 2).astype(self.cache_dtype))
+                     for t in (k_BxLxGxK, v_BxLxGxK)])
+      return y_BxLxHxK, None
 
-    x_BxLxD, prompt = decoder.run_layers(params, c, decoder.embed(params, c, tokens_BxL), mix)
-    prompt = jax.tree.map(self._constrain, prompt)
+    x_BxLxD, _ = decoder.run_layers(params, c, decoder.embed(params, c, tokens_BxL), mix)
     last_Bx1x1 = (lengths_B - 1)[:, None, None]
     x_BxD = jnp.take_along_axis(x_BxLxD, last_Bx1x1, axis=1)[:, 0]
     logits_RxV = jnp.repeat(self._logits(params, x_BxD), samples, axis=0)
     rows = logits_RxV.shape[0]
-    empty = jnp.zeros((c.num_layers, rows, c.num_kv_heads, 0, c.head_dim), self.dtype)
+    empty = [jnp.zeros((rows, c.num_kv_heads, 0, c.head_dim), self.cache_dtype)] * c.num_layers
     state = {
         "keys": empty, "values": empty,
         "done": jnp.repeat(~is_prompt_B, samples), "length": jnp.zeros(rows, jnp.int32),
@@ -215,35 +223,35 @@ class _Decoding:
 
   def grow(self, state, slots):
     """The state with that many slots in the cache of new tokens."""
-    def pad(cache):
-      more = slots - cache.shape[3]
-      return self._constrain(jnp.pad(cache, ((0, 0),) * 3 + ((0, more), (0, 0))))
-    return state | {"keys": pad(state["keys"]), "values": pad(state["values"])}
+    def pad(cache_RxGxCxK):
+      more = slots - cache_RxGxCxK.shape[2]
+      return self._constrain(jnp.pad(cache_RxGxCxK, ((0, 0), (0, 0), (0, more), (0, 0))))
+    return state | jax.tree.map(pad, {name: state[name] for name in ("keys", "values")})
 
   def step(self, params, prompt, state, lengths_B, keys_R, t):
     """Reads token t, which takes slot t of the cache, and chooses token t + 1."""
     c = self.model
-    prompt_length, samples = prompt[0].shape[3], self.sampling.num_samples
-    slots = state["keys"].shape[3]
-    tables = layers.rope_tables(prompt_length + slots, c.head_dim, c.rope_theta, c.rope_scaling)
-    position_R = jnp.repeat(lengths_B, samples) + t
-    rope = jax.tree.map(lambda table: table[position_R], tables)
+    prompt_length, slots = prompt[0][0].shape[2], state["keys"][0].shape[2]
+    position_R = jnp.repeat(lengths_B, self.sampling.num_samples) + t
+    rope = jax.tree.map(lambda table: table[position_R], self._rope(prompt_length + slots))
     in_prompt_BxL = jnp.arange(prompt_length) < lengths_B[:, None]
     is_past_C = jnp.arange(slots) < t
+    state = state | {"keys": list(state["keys"]), "values": list(state["values"])}
 
-    def mix(q_1xRxHxK, k_1xRxGxK, v_1xRxGxK, caches):
-      k_RxGxK = layers.apply_rope(k_1xRxGxK, rope)[0]
-      y_RxHxK = _attend_cache(layers.apply_rope(q_1xRxHxK, rope)[0], k_RxGxK, v_1xRxGxK[0],
-                              *caches, in_prompt_BxL, is_past_C)
-      return y_RxHxK[None], (k_RxGxK, v_1xRxGxK[0])
+    def mix(q_1xRxHxK, k_1xRxGxK, v_1xRxGxK, layer):
+      q_RxHxK, k_RxGxK = (layers.apply_rope(x, rope)[0] for x in (q_1xRxHxK, k_1xRxGxK))
+      new = {"keys": k_RxGxK.astype(self.cache_dtype),
+             "values": v_1xRxGxK[0].astype(self.cache_dtype)}
+      y_RxHxK = _attend_cache(q_RxHxK, *new.values(), *prompt[layer], state["keys"][layer],
+                              state["values"][layer], in_prompt_BxL, is_past_C)
+      for name, part in new.items():
+        state[name][layer] = jax.lax.dynamic_update_slice_in_dim(
+            state[name][layer], part[:, :, None], t, axis=2)
+      return y_RxHxK[None], None
 
     # One token per row: rows stand where a sequence has its length.
     x_1xRxD = decoder.embed(params, c, state["token"][None])
-    x_1xRxD, new = decoder.run_layers(
-        params, c, x_1xRxD, mix, (*prompt, state["keys"], state["values"]))
-    caches = [jax.lax.dynamic_update_slice_in_dim(cache, part[:, :, :, None], t, axis=3)
-              for cache, part in zip((state["keys"], state["values"]), new, strict=True)]
-    state = state | {"keys": caches[0], "values": caches[1]}
+    x_1xRxD, _ = decoder.run_layers(params, c, x_1xRxD, mix, np.arange(c.num_layers))
     return self._choose(state, self._logits(params, x_1xRxD[0]), keys_R, t + 1)
 
   def _choose(self, state, logits_RxV, keys_R, t):
@@ -273,8 +281,12 @@ class _Decoding:
     w_DxV = decoder.head_kernel(params, self.model)[:, :self.num_tokens].astype(x_RxD.dtype)
     return jnp.einsum("rd,dv->rv", x_RxD, w_DxV, preferred_element_type=jnp.float32)
 
-  def _constrain(self, cache_NxRxGxLxK):
-    return jax.lax.with_sharding_constraint(cache_NxRxGxLxK, self._cache_sharding)
+  def _rope(self, length):
+    return layers.rope_tables(length, self.model.head_dim, self.model.rope_theta,
+                              self.model.rope_scaling)
+
+  def _constrain(self, cache_RxGxLxK):
+    return jax.lax.with_sharding_constraint(cache_RxGxLxK, self._cache_sharding)
 
 
 def _attend_cache(q_RxHxK, k_RxGxK, v_RxGxK, prompt_k_BxGxLxK, prompt_v_BxGxLxK, keys_RxGxCxK,
@@ -288,7 +300,7 @@ def _attend_cache(q_RxHxK, k_RxGxK, v_RxGxK, prompt_k_BxGxLxK, prompt_v_BxGxLxK,
   by_row = lambda t: (t.reshape(batch, kv_heads, rows // batch, -1, t.shape[-1])
                       .swapaxes(1, 2).reshape(rows, kv_heads, -1, t.shape[-1]))
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-  q = q_RxHxK.reshape(rows, kv_heads, -1, head_dim)
+  q = q_RxHxK.reshape(rows, kv_heads, -1, head_dim).astype(k_RxGxK.dtype)
   scores_prompt = product("bgqk,bglk->bgql", by_prompt(q), prompt_k_BxGxLxK)
   scores_prompt = jnp.where(in_prompt_BxL[:, None, None], scores_prompt, -jnp.inf)
   scores_past = product("rgqk,rgck->rgqc", q, keys_RxGxCxK)
