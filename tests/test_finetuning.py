@@ -1,6 +1,7 @@
 """Fine-tuning: examples, batches, LoRA, scores of responses, the step and the loop."""
 
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -355,6 +356,25 @@ def test_program_tells_before_after_and_what_was_forgotten(trained, tmp_path, ca
         x, y = x[key], y[key]
       assert x["value"] == pytest.approx(y["value"], rel=1e-4)
     assert a["forgetting"]["value"] == pytest.approx(b["forgetting"]["value"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_lora_replay_and_a_reward_model_in_the_program(trained, tmp_path):
+  import reward_directory
+  write_task(tmp_path)
+  reward_directory.write(tmp_path / "reward")
+  config = _config(tmp_path, reward_model=str(tmp_path / "reward"))
+  config.lora.rank, config.replay.fraction = 2, 0.25
+  session = _run(trained, tmp_path, config)
+  made = session.results.load(session.targets[0], "labelled")
+  after = made["values"]["after"]["test"]
+  assert after["rm@2"]["n"] == after["orm_score"]["n"] == 12
+  lines = session.results.path(session.targets[0], "labelled", ".jsonl").read_text().splitlines()
+  scores = [json.loads(line)["scores"] for line in lines if '"after"' in line]
+  assert np.mean(scores) == pytest.approx(after["orm_score"]["value"], rel=1e-5)
+  assert made["settings"]["lora"]["rank"] == 2
+  assert (after["response_loss"]["value"]
+          < made["values"]["before"]["test"]["response_loss"]["value"])
 
 
 def test_mistakes_are_told_before_any_work(trained, tmp_path):
