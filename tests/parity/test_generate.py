@@ -9,9 +9,9 @@ torch = pytest.importorskip("torch", reason="the parity suite needs torch")
 transformers = pytest.importorskip("transformers", reason="the parity suite needs transformers")
 
 from scipy import stats  # noqa: E402
-from tests.parity import test_transformers as models  # noqa: E402
 from transformers.generation import logits_process  # noqa: E402
 
+from tests.parity import test_transformers as models  # noqa: E402
 from wd_plasticity.config import default_config  # noqa: E402
 from wd_plasticity.generation import sampling as sampling_lib  # noqa: E402
 from wd_plasticity.generation.generate import Generator  # noqa: E402

@@ -73,12 +73,13 @@ def rows_per_device(model: ModelConfig, sampling: Sampling, length: int, members
   itemsize = 4 if model.compute_dtype == "float32" or jax.default_backend() == "cpu" else 2
   samples = sampling.num_samples
   cache_of_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * itemsize
-  # The cache of new tokens is copied when it grows, and logits in every step.
+  # The cache of new tokens is copied when it grows; logits are, in every step.
   cache = cache_of_token * (length + 1.5 * samples * sampling.max_new_tokens)
   logits = 4 * 4 * samples * model.vocab_size
   activations = itemsize * length * (8 * model.width + 3 * model.ffn_width)
   scores = 2 * 4 * model.num_heads * length**2  # where attention is not fused
-  fitting = (memory_bytes or _default_bytes()) // (members * (cache + logits + activations + scores))
+  row = members * (cache + logits + activations + scores)
+  fitting = (memory_bytes or _default_bytes()) // row
   most = _MOST_ROWS.get(jax.default_backend(), _MOST_ROWS_ELSEWHERE)
   return _power_of_two(int(max(min(fitting, most // (samples * members)), 1)) + 1) // 2
 

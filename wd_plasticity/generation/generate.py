@@ -143,8 +143,12 @@ class Generator:
 
   def _generate_batch(self, params_M, tokens_BxL, lengths_B, index_B, is_prompt_B, seed):
     """tokens [M, B, S, T] and lengths [M, B, S] of one batch."""
-    d = self._decoding
-    over = functools.partial(mesh_lib.over_members, num_members=self.num_members)
+    d, members = self._decoding, self.num_members
+    over = functools.partial(mesh_lib.over_members, num_members=members)
+    if members == 1:
+      # Without the axis from here on: XLA copies caches that gain and lose it in the loop.
+      params_M = jax.tree.map(lambda x: x[0], params_M)
+      over = lambda fn, in_axes: fn
     keys_R = _row_keys(seed, index_B, self.sampling.num_samples)
     prompt_M, state_M = over(d.start, (0, None, None, None, None))(
         params_M, tokens_BxL, lengths_B, is_prompt_B, keys_R)
@@ -160,7 +164,7 @@ class Generator:
           lambda carry: (carry[0] + 1, step(params_M, prompt_M, carry[1], lengths_B, keys_R,
                                             carry[0])),
           (t, state_M))
-    shape = (self.num_members, tokens_BxL.shape[0], self.sampling.num_samples)
+    shape = (members, tokens_BxL.shape[0], self.sampling.num_samples)
     return state_M["tokens"].reshape(*shape, -1), state_M["length"].reshape(shape)
 
 
@@ -235,24 +239,23 @@ class _Decoding:
     position_R = jnp.repeat(lengths_B, self.sampling.num_samples) + t
     rope = jax.tree.map(lambda table: table[position_R], self._rope(prompt_length + slots))
     in_prompt_BxL = jnp.arange(prompt_length) < lengths_B[:, None]
-    is_past_C = jnp.arange(slots) < t
-    state = state | {"keys": list(state["keys"]), "values": list(state["values"])}
+    is_made_C = jnp.arange(slots) <= t
+    caches = {"keys": list(state["keys"]), "values": list(state["values"])}
 
     def mix(q_1xRxHxK, k_1xRxGxK, v_1xRxGxK, layer):
       q_RxHxK, k_RxGxK = (layers.apply_rope(x, rope)[0] for x in (q_1xRxHxK, k_1xRxGxK))
-      new = {"keys": k_RxGxK.astype(self.cache_dtype),
-             "values": v_1xRxGxK[0].astype(self.cache_dtype)}
-      y_RxHxK = _attend_cache(q_RxHxK, *new.values(), *prompt[layer], state["keys"][layer],
-                              state["values"][layer], in_prompt_BxL, is_past_C)
-      for name, part in new.items():
-        state[name][layer] = jax.lax.dynamic_update_slice_in_dim(
-            state[name][layer], part[:, :, None], t, axis=2)
+      # Written before they are read: a cache that is read first would be copied.
+      for name, new in (("keys", k_RxGxK), ("values", v_1xRxGxK[0])):
+        caches[name][layer] = jax.lax.dynamic_update_slice_in_dim(
+            caches[name][layer], new[:, :, None].astype(self.cache_dtype), t, axis=2)
+      y_RxHxK = _attend_caches(q_RxHxK, *prompt[layer], caches["keys"][layer],
+                               caches["values"][layer], in_prompt_BxL, is_made_C)
       return y_RxHxK[None], None
 
     # One token per row: rows stand where a sequence has its length.
     x_1xRxD = decoder.embed(params, c, state["token"][None])
     x_1xRxD, _ = decoder.run_layers(params, c, x_1xRxD, mix, np.arange(c.num_layers))
-    return self._choose(state, self._logits(params, x_1xRxD[0]), keys_R, t + 1)
+    return self._choose(state | caches, self._logits(params, x_1xRxD[0]), keys_R, t + 1)
 
   def _choose(self, state, logits_RxV, keys_R, t):
     """The state with token t chosen and recorded."""
@@ -289,10 +292,10 @@ class _Decoding:
     return jax.lax.with_sharding_constraint(cache_RxGxLxK, self._cache_sharding)
 
 
-def _attend_cache(q_RxHxK, k_RxGxK, v_RxGxK, prompt_k_BxGxLxK, prompt_v_BxGxLxK, keys_RxGxCxK,
-                  values_RxGxCxK, in_prompt_BxL, is_past_C):
-  """Attention of one new token of every row to its prompt, its past and itself, [R, H, K]."""
-  rows, heads, head_dim = q_RxHxK.shape
+def _attend_caches(q_RxHxK, prompt_k_BxGxLxK, prompt_v_BxGxLxK, keys_RxGxCxK, values_RxGxCxK,
+                   in_prompt_BxL, is_made_C):
+  """Attention of the newest token of every row to its prompt and to what was made, [R, H, K]."""
+  rows, _, head_dim = q_RxHxK.shape
   batch, kv_heads, length, _ = prompt_k_BxGxLxK.shape
   # The queries of all samples of a prompt share its keys: one product for all of them.
   by_prompt = lambda t: (t.reshape(batch, rows // batch, kv_heads, -1, t.shape[-1])
@@ -300,19 +303,16 @@ def _attend_cache(q_RxHxK, k_RxGxK, v_RxGxK, prompt_k_BxGxLxK, prompt_v_BxGxLxK,
   by_row = lambda t: (t.reshape(batch, kv_heads, rows // batch, -1, t.shape[-1])
                       .swapaxes(1, 2).reshape(rows, kv_heads, -1, t.shape[-1]))
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-  q = q_RxHxK.reshape(rows, kv_heads, -1, head_dim).astype(k_RxGxK.dtype)
+  q = q_RxHxK.reshape(rows, kv_heads, -1, head_dim).astype(keys_RxGxCxK.dtype)
   scores_prompt = product("bgqk,bglk->bgql", by_prompt(q), prompt_k_BxGxLxK)
   scores_prompt = jnp.where(in_prompt_BxL[:, None, None], scores_prompt, -jnp.inf)
-  scores_past = product("rgqk,rgck->rgqc", q, keys_RxGxCxK)
-  scores_past = jnp.where(is_past_C, scores_past, -jnp.inf)
-  scores_own = jnp.sum(q.astype(jnp.float32) * k_RxGxK[:, :, None], axis=-1, keepdims=True)
-  scores = jnp.concatenate([by_row(scores_prompt), scores_past, scores_own], axis=-1)
-  shares = jax.nn.softmax(scores * head_dim**-0.5, axis=-1)
-  weights = shares.astype(q.dtype)
-  y = by_row(product("bgql,bglk->bgqk", by_prompt(weights[..., :length]), prompt_v_BxGxLxK))
-  y += product("rgqc,rgck->rgqk", weights[..., length:-1], values_RxGxCxK)
-  y += shares[..., -1:] * v_RxGxK[:, :, None]
-  return y.reshape(rows, heads, head_dim).astype(q_RxHxK.dtype)
+  scores_made = product("rgqk,rgck->rgqc", q, keys_RxGxCxK)
+  scores_made = jnp.where(is_made_C, scores_made, -jnp.inf)
+  scores = jnp.concatenate([by_row(scores_prompt), scores_made], axis=-1)
+  shares = jax.nn.softmax(scores * head_dim**-0.5, axis=-1).astype(keys_RxGxCxK.dtype)
+  y = by_row(product("bgql,bglk->bgqk", by_prompt(shares[..., :length]), prompt_v_BxGxLxK))
+  y += product("rgqc,rgck->rgqk", shares[..., length:], values_RxGxCxK)
+  return y.reshape(q_RxHxK.shape).astype(q_RxHxK.dtype)
 
 
 def _row_keys(seed, index_B, num_samples):
