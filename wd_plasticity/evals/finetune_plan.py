@@ -1,0 +1,171 @@
+"""What fine-tuning is asked to do: tasks and fields checked, problems read, work planned."""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from wd_plasticity.config import as_json
+from wd_plasticity.errors import UserError
+from wd_plasticity.evals import split_evaluation
+from wd_plasticity.evals.program import Session
+from wd_plasticity.evals.split_evaluation import SplitEvaluation
+from wd_plasticity.evals.targets import Target
+from wd_plasticity.finetuning import lora
+from wd_plasticity.finetuning.examples import Template
+from wd_plasticity.finetuning.step import TuneOptions
+from wd_plasticity.members import Member
+from wd_plasticity.models import decoder
+from wd_plasticity.models.config import ModelConfig
+from wd_plasticity.optim import adamw, groups
+from wd_plasticity.tasks import registry
+
+# Moments and gradients beside two copies of the parameters, and room for what steps need.
+_BYTES_PER_PARAMETER = 24
+TRAIN = "train"
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """Targets that are fine-tuned together on one task at one point of the sweep."""
+  task: str
+  splits: dict[str, registry.LoadedSplit]
+  point: Member
+  group: list[Target]
+
+
+def load_splits(session: Session) -> dict[str, dict[str, registry.LoadedSplit]]:
+  """The problems of every split that is asked for, by task: train, and what to test on.
+
+  Raises:
+    UserError: a task that is unknown, or has no data.
+  """
+  config, loaded = session.config, {}
+  if not config.tasks:
+    raise UserError(f"tasks is empty; name some of {', '.join(registry.names())}.")
+  for name in config.tasks:
+    task = registry.get(name)
+    sources = config.sources[name]
+    wanted = [s for s in task.splits if task.embedded or sources[s]]
+    if TRAIN not in wanted or len(wanted) < 2:
+      missing = TRAIN if TRAIN not in wanted else next(s for s in task.splits if s != TRAIN)
+      raise UserError(
+          f"task {name} needs files to learn from and files to be tested on; set "
+          f"--config.sources.{name}.{missing}=FILES (published as {task.source}).")
+    loaded[name] = {}
+    for split in wanted:
+      limit = config.max_train if split == TRAIN else config.max_test
+      loaded[name][split] = registry.load(name, split, sources[split], limit, config.seed)
+      if loaded[name][split].note:
+        session.print(f"note: {loaded[name][split].note}.")
+  return loaded
+
+
+def check(config: ConfigDict) -> None:
+  split_evaluation.check(config.evaluate)
+  lora.check(config.lora.rank, config.lora.targets)
+  for field in ("epochs", "batch_size"):
+    if config[field] < 1:
+      raise UserError(f"{field}={config[field]} must be at least 1.")
+  for field in ("max_train", "max_test", "max_length", "seed"):
+    if config[field] < 0:
+      raise UserError(f"{field}={config[field]} must be 0 or more.")
+  if not 0 <= config.replay.fraction < 1:
+    raise UserError(f"replay.fraction={config.replay.fraction} must be at least 0 and below 1.")
+  if config.optim.learning_rate <= 0 or config.optim.weight_decay < 0:
+    raise UserError("optim.learning_rate must be positive, and optim.weight_decay not negative.")
+
+
+def waiting(session: Session, loaded: dict) -> list[Work]:
+  """What is not done yet."""
+  work = []
+  for name, splits in loaded.items():
+    for point in session.points:
+      settings = settings_of(session, point, name, splits)
+      todo = [t for t in session.targets
+              if not session.results.is_done(t, item_name(name, point), settings)]
+      for target in todo:
+        target.tokenizer  # noqa: B018 - raises now if it does not fit, not after hours
+        if point.config.evaluate.forgetting_sequences or point.config.replay.fraction:
+          session.pretraining_data(target)
+      work += [Work(name, splits, point, group)
+               for group in session.groups(todo, _BYTES_PER_PARAMETER)]
+  return work
+
+
+def item_name(task: str, point: Member) -> str:
+  return f"{task}-{point.name}" if point.name else task
+
+
+def settings_of(session: Session, point: Member, task: str, splits: dict) -> dict[str, Any]:
+  """Everything but the checkpoint that decides the result of an item."""
+  return session.settings(point.config) | {
+      "task": task, "point": point.name, "overrides": as_json(point.overrides),
+      "data": {s: {"problems": len(x.problems), "available": x.count, "official": x.official,
+                   "fingerprint": x.fingerprint} for s, x in splits.items()}}
+
+
+def plans(work: Sequence[Work]) -> list["Plan"]:
+  """A plan for each piece of work; groups of one kind share what is made of the problems."""
+  made: dict[Any, Plan] = {}
+  planned = []
+  for w in work:
+    target = w.group[0]
+    kind = (w.task, w.point.name, target.model, target.meta["tokenizer_fingerprint"],
+            target.sequence_length)
+    if kind not in made:
+      made[kind] = Plan(w)
+    plan = copy.copy(made[kind])
+    plan.work = w
+    planned.append(plan)
+  return planned
+
+
+class Plan:
+  """A piece of work with everything that follows from it."""
+
+  def __init__(self, work: Work):
+    self.work, self.config = work, work.point.config
+    target, config, task = work.group[0], self.config, registry.get(work.task)
+    length = config.max_length or target.sequence_length
+    template = Template(config.template, target.tokenizer, length)
+    self.examples, self.examples_cut = template.examples(work.splits[TRAIN].problems)
+    tests = {s: x.problems for s, x in work.splits.items() if s != TRAIN}
+    self.evaluations = {s: SplitEvaluation(task, problems, template, config.evaluate, length)
+                        for s, problems in tests.items()}
+    some = config.evaluate.observed_problems
+    self.observed = {
+        s: SplitEvaluation(task, problems[:some], template, config.evaluate, length)
+        for s, problems in tests.items()} if some and config.evaluate.observations else {}
+    self.num_steps = -(-len(self.examples) // config.batch_size) * config.epochs
+    self.options = TuneOptions(
+        lora_rank=config.lora.rank, lora_alpha=config.lora.alpha,
+        lora_targets=tuple(config.lora.targets), replay_fraction=config.replay.fraction,
+        end_of_document=target.tokenizer.eos_id if target.model.document_mask else None)
+    self.optimizer, self.decays = self._optimizer(target.model)
+    # In sequences read forwards; training on one costs about three of them.
+    self.training_cost = 3 * self.num_steps * config.batch_size
+    self.evaluation_cost = sum(e.cost for e in self.evaluations.values()) + (
+        config.evaluate.forgetting_sequences)
+    self.cost = self.training_cost + 2 * self.evaluation_cost
+
+  def _optimizer(self, model: ModelConfig):
+    def trained():
+      params = decoder.init_params(model, jax.random.key(0))
+      if not self.options.lora_rank:
+        return params
+      return lora.init(params, self.options.lora_rank, self.options.lora_targets,
+                       jax.random.key(0))
+    optim = self.config.optim
+    rules = tuple(optim.decay.rules)
+    if self.options.lora_rank:
+      rules += (r".*/lora_[ab]=lora",)
+    group_of = groups.assign_groups(jax.eval_shape(trained), rules)
+    multipliers = groups.decay_multipliers(optim.decay, group_of)
+    tokens = sum(len(e.tokens) for e in self.examples) * self.config.epochs
+    optimizer = adamw.from_section(optim, group_of, self.num_steps,
+                                   max(1, tokens // self.num_steps))
+    return optimizer, [optim.weight_decay * multipliers[g] for g in optimizer.group_names]
