@@ -152,7 +152,7 @@ def test_values_and_arrays_agree(done):
       pooling = values["poolings"].index(best["pooling"])
       assert best["value"] == found["accuracy"][best["layer"]][pooling]
       assert found["held_out_loss"][best["layer"]][pooling] == np.min(found["held_out_loss"])
-      assert np.max(found["gradient_norm"]) <= 1e-6
+      assert np.max(found["gradient_norm"]) <= 1e-5
       # Permuted labels are right by chance.
       assert np.max(found["control_accuracy"]) < 0.25 + 4 * np.sqrt(0.25 * 0.75 / 150)
       np.testing.assert_allclose(

@@ -4,16 +4,17 @@ The objective is scikit-learn's, 0.5 ||W||^2 + C * (sum of the log losses), with
 on the intercepts; of two classes only the second has weights, also as there. It is convex, so
 the optimum does not depend on who finds it. Three properties of a linear model make it cheap:
 
-- Problems that share their features (other strengths, other labels) share the products with
-  them: the columns of all are one matrix, and the products are two-dimensional.
 - Logits are linear along a search direction, so a line search needs no product at all; the
-  slope along it is monotone, so a bracketed Newton search on the slope cannot fail.
+  slope along it is monotone, so that a bracket on the slope always closes.
 - The penalty does not change under rotation. In the eigenbasis of the features' covariance
   the Hessian at the start is diagonal for every strength, and L-BFGS (Nocedal and Wright 2006,
   algorithm 7.4) starts from its inverse. Hidden states are far from isotropic: this saves most
   of the iterations.
+- Problems that share their features (other strengths, other labels) may share the products
+  with them, the columns of all being one matrix.
 
-`optax.lbfgs` has no per-problem stopping under `jax.vmap` and pays products for its line search.
+`optax.lbfgs` knows none of the three: it pays a product for every step of a line search, and
+under `jax.vmap` all problems search as long as the slowest.
 
 Letters beside those of docs/architecture.md: N examples, T test examples, D features, J problems
 that share features, K columns of weights of a problem (classes, or 1 for two), S strengths.
@@ -29,8 +30,11 @@ import numpy as np
 from wd_plasticity.errors import UserError
 
 MEMORY = 10  # pairs kept of the history, as in scipy
-TOLERANCE = 1e-6  # norm of the gradient of the objective over C * N
+# Nats per example that the objective over C * N may be above its minimum. With f strongly convex,
+# f - min f <= |gradient|^2 C N / 2, which says when to stop.
+GAP = 1e-7
 MAX_ITERATIONS = 300
+_GRADIENT = (3e-7, 1e-5)  # limits of that norm: what float32 reaches; intercepts have no penalty
 _SLOPE_FALLS_TO = 0.5  # of its first size, where a line search ends
 _MAX_SEARCH = 30
 _dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)  # not in TF32
@@ -40,15 +44,15 @@ class Fit(NamedTuple):
   """Solutions of J problems.
 
   Attributes:
-    weights_JxDxK: K is the number of classes, or 1 for two.
+    weights_JxKxD: K is the number of classes, or 1 for two.
     intercepts_JxK: not penalised.
     gradient_norm_J: of the objective over C * N, at the solution.
-    iterations: of the slowest problem.
+    iterations_J: until it was found.
   """
-  weights_JxDxK: jax.Array
+  weights_JxKxD: jax.Array
   intercepts_JxK: jax.Array
   gradient_norm_J: jax.Array
-  iterations: jax.Array
+  iterations_J: jax.Array
 
 
 class Probe(NamedTuple):
@@ -60,8 +64,8 @@ class Probe(NamedTuple):
       held-out rows.
     train_2: accuracy on all training rows, of true and of permuted labels.
     predictions_2xT: classes of the test rows, of both.
-    gradient_norm: the larger of both.
-    iterations: of the selection and of the last fit together.
+    gradient_norm: the larger of both, see `Fit`.
+    iterations: of all fits together.
   """
   chosen: jax.Array
   held_out_loss_S: jax.Array
@@ -82,7 +86,7 @@ def standardise(train_NxD: jax.Array, *others: jax.Array) -> tuple[jax.Array, ..
 
 
 def fit(x_NxD: jax.Array, labels_JxN: jax.Array, c_J: jax.Array, num_classes: int, *,
-        tolerance: float = TOLERANCE, max_iterations: int = MAX_ITERATIONS) -> Fit:
+        together: bool, gap: float = GAP, max_iterations: int = MAX_ITERATIONS) -> Fit:
   """Fits J problems on the same features.
 
   Args:
@@ -91,39 +95,35 @@ def fit(x_NxD: jax.Array, labels_JxN: jax.Array, c_J: jax.Array, num_classes: in
       of one that does not has no finite optimum.
     c_J: inverse strengths of the L2 penalty.
     num_classes: at least 2.
-    tolerance: a problem stops at this norm of the gradient of its objective over C * N.
+    together: all problems in step, for accelerators; else one after another, for CPUs, where
+      those that converge early then cost nothing more.
+    gap: how far above its minimum an objective over C * N may stay, as long as float32 can tell.
     max_iterations: a problem stops here in any case.
 
   Returns:
     The solutions.
   """
   rotation_DxD, variance_D = _principal_axes(x_NxD)
-  columns_DxJK, norm_J, iterations = _minimise(
-      _dot(x_NxD, rotation_DxD), variance_D, labels_JxN, c_J, num_classes, tolerance,
-      max_iterations)
-  num_columns = _num_columns(num_classes)
-  w = columns_DxJK.reshape(columns_DxJK.shape[0], c_J.shape[0], num_columns)
-  weights = _dot(rotation_DxD, columns_DxJK[:-1]).reshape(-1, *w.shape[1:])
-  return Fit(weights.transpose(1, 0, 2), w[-1], norm_J, iterations)
+  start = jnp.zeros((len(c_J), _num_columns(num_classes), x_NxD.shape[1] + 1))
+  w, norm_J, iterations_J = _minimise(
+      _with_ones(_dot(x_NxD, rotation_DxD)), variance_D, labels_JxN, c_J, start, num_classes,
+      together, gap, max_iterations)
+  return Fit(_dot(w[..., :-1], rotation_DxD.T), w[..., -1], norm_J, iterations_J)
 
 
 def objective(solution: Fit, x_NxD: jax.Array, labels_JxN: jax.Array, c_J: jax.Array) -> jax.Array:
   """The minimised function of each problem [J], in scikit-learn's scale."""
-  z_NxJxK = (jnp.einsum("nd,jdk->njk", x_NxD, solution.weights_JxDxK,
-                        precision=jax.lax.Precision.HIGHEST) + solution.intercepts_JxK)
-  losses_NxJ = _losses(z_NxJxK, _targets(labels_JxN, z_NxJxK.shape[2]))
-  return 0.5 * jnp.sum(solution.weights_JxDxK**2, axis=(1, 2)) + c_J * jnp.sum(losses_NxJ, axis=0)
+  losses_JxN = _losses(_logits_of(solution, x_NxD), labels_JxN)
+  return 0.5 * jnp.sum(solution.weights_JxKxD**2, axis=(1, 2)) + c_J * jnp.sum(losses_JxN, axis=1)
 
 
 def predict(solution: Fit, x_NxD: jax.Array) -> jax.Array:
   """The most likely class [J, N] of every row."""
-  z_NxJxK = (jnp.einsum("nd,jdk->njk", x_NxD, solution.weights_JxDxK,
-                        precision=jax.lax.Precision.HIGHEST) + solution.intercepts_JxK)
-  return _classes(z_NxJxK).T
+  return _classes(_logits_of(solution, x_NxD))
 
 
 def probe(train_NxD: jax.Array, test_TxD: jax.Array, labels_2xN: jax.Array, fit_rows: jax.Array,
-          held_out_rows: jax.Array, c_S: jax.Array, num_classes: int) -> Probe:
+          held_out_rows: jax.Array, c_S: jax.Array, num_classes: int, together: bool) -> Probe:
   """Chooses the strength by its loss on held-out rows, then fits all training rows with it.
 
   The loss and not the accuracy, in which strengths are often equal but for one example, so that
@@ -138,49 +138,47 @@ def probe(train_NxD: jax.Array, test_TxD: jax.Array, labels_2xN: jax.Array, fit_
     fit_rows, held_out_rows: two sets of row indices, together all training rows.
     c_S: inverse strengths, ascending; of equally good ones the strongest penalty is chosen.
     num_classes: at least 2; each occurs in `fit_rows`.
+    together: as of `fit`.
   """
   train_NxD, test_TxD = standardise(train_NxD, test_TxD)
   rotation_DxD, variance_D = _principal_axes(train_NxD)
-  train_NxD, test_TxD = _dot(train_NxD, rotation_DxD), _dot(test_TxD, rotation_DxD)
-  num_columns = _num_columns(num_classes)
+  train, test = (_with_ones(_dot(x, rotation_DxD)) for x in (train_NxD, test_TxD))
 
-  def solve(x, labels_JxN, c_J):
-    columns, norm_J, iterations = _minimise(x, variance_D, labels_JxN, c_J, num_classes,
-                                            TOLERANCE, MAX_ITERATIONS)
-    def logits(x):
-      return (_dot(x, columns[:-1]) + columns[-1]).reshape(x.shape[0], -1, num_columns)
-    return logits, jnp.max(norm_J), iterations
+  def solve(x, labels_JxN, c_J, start):
+    return _minimise(x, variance_D, labels_JxN, c_J, start, num_classes, together, GAP,
+                     MAX_ITERATIONS)
 
-  def repeat(labels):
-    return jnp.broadcast_to(labels, (c_S.shape[0], labels.shape[0]))
-
-  logits, _, first_iterations = solve(train_NxD[fit_rows], repeat(labels_2xN[0, fit_rows]), c_S)
-  held_out, z_held_out = repeat(labels_2xN[0, held_out_rows]), logits(train_NxD[held_out_rows])
-  loss_S = jnp.mean(_losses(z_held_out, _targets(held_out, num_columns)), axis=0)
+  start = jnp.zeros((c_S.shape[0], _num_columns(num_classes), train.shape[1]))
+  labels_N = labels_2xN[0]
+  tried, _, first_iterations = solve(
+      train[fit_rows], jnp.broadcast_to(labels_N[fit_rows], (len(c_S), len(fit_rows))), c_S, start)
+  z_held_out, held_out = _logits(tried, train[held_out_rows]), labels_N[held_out_rows][None]
+  loss_S = jnp.mean(_losses(z_held_out, held_out), axis=1)
   chosen = jnp.argmin(loss_S)
-  logits, norm, iterations = solve(train_NxD, labels_2xN, jnp.repeat(c_S[chosen], 2))
+  w, norm, iterations = solve(train, labels_2xN, jnp.repeat(c_S[chosen], 2),
+                              jnp.stack([tried[chosen], start[0]]))
   return Probe(
-      chosen, loss_S, jnp.mean(_classes(z_held_out).T == held_out, axis=1),
-      jnp.mean(_classes(logits(train_NxD)).T == labels_2xN, axis=1),
-      _classes(logits(test_TxD)).T, norm, first_iterations + iterations)
+      chosen, loss_S, jnp.mean(_classes(z_held_out) == held_out, axis=1),
+      jnp.mean(_classes(_logits(w, train)) == labels_2xN, axis=1), _classes(_logits(w, test)),
+      jnp.max(norm), jnp.sum(first_iterations) + jnp.sum(iterations))
 
 
-@functools.partial(jax.jit, static_argnames=("num_classes", "batched"))
+@functools.partial(jax.jit, static_argnames=("num_classes", "together"))
 def probes(train_PxNxD: jax.Array, test_PxTxD: jax.Array, labels_2xN: jax.Array,
            fit_rows: jax.Array, held_out_rows: jax.Array, c_S: jax.Array, *, num_classes: int,
-           batched: bool) -> Probe:
+           together: bool) -> Probe:
   """`probe` on P sets of features of the same examples, as one program.
 
   Args:
-    batched: all sets in step, for accelerators; else one after another, for CPUs, where a
-      product of two matrices uses all cores and a batch of them does not.
+    together: all sets and problems in step, for accelerators; else one after another, for
+      CPUs, where a product of two matrices uses all cores and a batch of them does not.
 
   Returns:
     A Probe whose arrays have a leading axis P.
   """
   def one(features):
-    return probe(*features, labels_2xN, fit_rows, held_out_rows, c_S, num_classes)
-  return (jax.vmap(one) if batched else functools.partial(jax.lax.map, one))(
+    return probe(*features, labels_2xN, fit_rows, held_out_rows, c_S, num_classes, together)
+  return (jax.vmap(one) if together else functools.partial(jax.lax.map, one))(
       (train_PxNxD, test_PxTxD))
 
 
@@ -207,27 +205,42 @@ def _num_columns(num_classes: int) -> int:
   return 1 if num_classes == 2 else num_classes
 
 
+def _with_ones(x_NxD):
+  """Another feature, of the intercept."""
+  return jnp.concatenate([x_NxD, jnp.ones((x_NxD.shape[0], 1), x_NxD.dtype)], axis=1)
+
+
+def _logits(w_JxKxD, x_NxD):
+  # Examples come last: sums over few classes are then sums of long vectors.
+  return _dot(w_JxKxD.reshape(-1, x_NxD.shape[1]), x_NxD.T).reshape(*w_JxKxD.shape[:2], -1)
+
+
+def _logits_of(solution, x_NxD):
+  return _logits(solution.weights_JxKxD, x_NxD) + solution.intercepts_JxK[..., None]
+
+
 def _targets(labels_JxN, num_columns):
-  """y [N, J, K] of the residual p - y."""
+  """y [J, K, N] of the residual p - y."""
   if num_columns == 1:
-    return labels_JxN.T[:, :, None].astype(jnp.float32)
-  return jax.nn.one_hot(labels_JxN.T, num_columns, dtype=jnp.float32)
+    return labels_JxN[:, None].astype(jnp.float32)
+  return jax.nn.one_hot(labels_JxN, num_columns, dtype=jnp.float32, axis=1)
 
 
-def _losses(z_NxJxK, y_NxJxK):
-  if z_NxJxK.shape[2] == 1:
-    return (jax.nn.softplus(z_NxJxK) - y_NxJxK * z_NxJxK)[:, :, 0]
-  return jax.nn.logsumexp(z_NxJxK, axis=2) - jnp.sum(y_NxJxK * z_NxJxK, axis=2)
+def _losses(z_JxKxN, labels_JxN):
+  y_JxKxN = _targets(labels_JxN, z_JxKxN.shape[1])
+  if z_JxKxN.shape[1] == 1:
+    return (jax.nn.softplus(z_JxKxN) - y_JxKxN * z_JxKxN)[:, 0]
+  return jax.nn.logsumexp(z_JxKxN, axis=1) - jnp.sum(y_JxKxN * z_JxKxN, axis=1)
 
 
-def _probabilities(z_NxJxK):
-  return jax.nn.sigmoid(z_NxJxK) if z_NxJxK.shape[2] == 1 else jax.nn.softmax(z_NxJxK, axis=2)
+def _probabilities(z_JxKxN):
+  return jax.nn.sigmoid(z_JxKxN) if z_JxKxN.shape[1] == 1 else jax.nn.softmax(z_JxKxN, axis=1)
 
 
-def _classes(z_NxJxK):
-  if z_NxJxK.shape[2] == 1:
-    return (z_NxJxK[:, :, 0] > 0).astype(jnp.int32)
-  return jnp.argmax(z_NxJxK, axis=2)
+def _classes(z_JxKxN):
+  if z_JxKxN.shape[1] == 1:
+    return (z_JxKxN[:, 0] > 0).astype(jnp.int32)
+  return jnp.argmax(z_JxKxN, axis=1)
 
 
 def _principal_axes(x_NxD):
@@ -236,66 +249,69 @@ def _principal_axes(x_NxD):
   return rotation_DxD, jnp.maximum(variance_D, 0)
 
 
-def _minimise(x_NxD, variance_D, labels_JxN, c_J, num_classes, tolerance, max_iterations):
-  """L-BFGS of all problems in step; those that have converged stay where they are.
+def _minimise(x_NxD, variance_D, labels_JxN, c_J, start_JxKxD, num_classes, together, gap,
+              max_iterations):
+  """L-BFGS of J problems, in step or one after another.
 
   Args:
-    x_NxD: features along their principal axes.
-    variance_D: their second moments, which only the speed depends on.
+    x_NxD: features along their principal axes, then ones.
+    variance_D: their second moments (without the ones), which only the speed depends on.
+    start_JxKxD: weights to start from.
 
   Returns:
-    Columns [D + 1, J * K] with the intercepts in the last row, gradient norms [J], iterations.
+    Weights [J, K, D], gradient norms [J], iterations [J].
   """
-  n, num_problems, k = x_NxD.shape[0], c_J.shape[0], _num_columns(num_classes)
-  x_NxD = jnp.concatenate([x_NxD, jnp.ones((n, 1), x_NxD.dtype)], axis=1)  # the intercept
-  d = x_NxD.shape[1]
-  penalised_D = jnp.ones(d).at[-1].set(0)
-  penalty_DxJx1 = (penalised_D[:, None] / (c_J * n))[:, :, None]
-  # Of p (1 - p) or diag(p) - p p^T at uniform p, but for the direction that is not seen.
+  if not together and len(c_J) > 1:
+    def one(problem):
+      labels, c, start = (a[None] for a in problem)
+      return jax.tree.map(lambda a: a[0], _minimise(
+          x_NxD, variance_D, labels, c, start, num_classes, True, gap, max_iterations))
+    return jax.lax.map(one, (labels_JxN, c_J, start_JxKxD))
+
+  n, d = x_NxD.shape
+  k = start_JxKxD.shape[1]
+  penalty_Jx1xD = jnp.ones(d).at[-1].set(0) / (c_J[:, None, None] * n)
+  # Of p (1 - p), or of diag(p) - p p^T off its null space, at the uniform p.
   curvature = 1 / 4 if k == 1 else 1 / num_classes
-  second_D = jnp.concatenate([variance_D, jnp.ones(1)])
-  start_DxJx1 = 1 / (curvature * second_D[:, None, None] + penalty_DxJx1 + 1e-12)
-  y_NxJxK = _targets(labels_JxN, k)
+  inverse_Jx1xD = 1 / (curvature * jnp.append(variance_D, 1.0) + penalty_Jx1xD + 1e-12)
+  tolerance_J = jnp.clip(jnp.sqrt(2 * gap / (c_J * n)), *_GRADIENT)
+  y_JxKxN = _targets(labels_JxN, k)
 
-  def products(w_DxJxK):
-    return _dot(x_NxD, w_DxJxK.reshape(d, -1)).reshape(n, num_problems, k)
-
-  def gradient(w_DxJxK, p_NxJxK):
-    residual = (p_NxJxK - y_NxJxK).reshape(n, -1) / n
-    return _dot(x_NxD.T, residual).reshape(w_DxJxK.shape) + penalty_DxJx1 * w_DxJxK
+  def gradient(w, p_JxKxN):
+    residual = (p_JxKxN - y_JxKxN).reshape(-1, n) / n
+    return _dot(residual, x_NxD).reshape(w.shape) + penalty_Jx1xD * w
 
   def step(state):
-    w, z, g, history, norm_J, i = state
-    direction = -_two_loop(g, history, start_DxJx1)
-    slope_z = products(direction)
-    t_J = _line_search(z, slope_z, y_NxJxK, _inner(g, direction),
-                       _inner(penalty_DxJx1 * w, direction),
-                       _inner(penalty_DxJx1 * direction, direction))
-    t_J = jnp.where(norm_J > tolerance, t_J, 0)
-    move = t_J[:, None] * direction
-    new_w, new_z = w + move, z + t_J[:, None] * slope_z
-    new_g = gradient(new_w, _probabilities(new_z))
-    return (new_w, new_z, new_g, _remember(history, move, new_g - g),
-            jnp.where(norm_J > tolerance, _norm(new_g), norm_J), i + 1)
+    w, z, g, history, i, iterations_J = state
+    moving = _norm(g) > tolerance_J  # the others stay where they are
+    direction = -_two_loop(g, history, inverse_Jx1xD)
+    slope_z = _logits(direction, x_NxD)
+    t_J, p_JxKxN = _line_search(
+        z, slope_z, y_JxKxN, moving, _inner(g, direction), _inner(penalty_Jx1xD * w, direction),
+        _inner(penalty_Jx1xD * direction, direction))
+    move = t_J[:, None, None] * direction
+    new_w, new_z = w + move, z + t_J[:, None, None] * slope_z
+    new_g = jnp.where(moving[:, None, None], gradient(new_w, p_JxKxN), g)
+    return (new_w, new_z, new_g, _remember(history, move, new_g - g), i + 1,
+            iterations_J + moving)
 
   def unfinished(state):
-    return jnp.any(state[4] > tolerance) & (state[5] < max_iterations)
+    return jnp.any(_norm(state[2]) > tolerance_J) & (state[4] < max_iterations)
 
-  w = jnp.zeros((d, num_problems, k))
-  z = jnp.zeros((n, num_problems, k))
-  g = gradient(w, 1 / max(k, 2))
-  pairs = jnp.zeros((MEMORY, *w.shape))
-  state = (w, z, g, (pairs, pairs, jnp.zeros((MEMORY, num_problems))), _norm(g), 0)
-  w, _, _, _, norm_J, i = jax.lax.while_loop(unfinished, step, state)
-  return w.reshape(d, -1), norm_J, i
-
-
-def _inner(a_DxJxK, b_DxJxK):
-  return jnp.sum(a_DxJxK * b_DxJxK, axis=(0, 2))
+  z = _logits(start_JxKxD, x_NxD)
+  pairs = jnp.zeros((MEMORY, *start_JxKxD.shape))
+  state = (start_JxKxD, z, gradient(start_JxKxD, _probabilities(z)),
+           (pairs, pairs, jnp.zeros((MEMORY, len(c_J)))), 0, jnp.zeros(len(c_J), jnp.int32))
+  w, _, g, _, _, iterations_J = jax.lax.while_loop(unfinished, step, state)
+  return w, _norm(g), iterations_J
 
 
-def _norm(g_DxJxK):
-  return jnp.sqrt(_inner(g_DxJxK, g_DxJxK))
+def _inner(a_JxKxD, b_JxKxD):
+  return jnp.sum(a_JxKxD * b_JxKxD, axis=(1, 2))
+
+
+def _norm(g_JxKxD):
+  return jnp.sqrt(_inner(g_JxKxD, g_JxKxD))
 
 
 def _remember(history, move, change):
@@ -307,64 +323,64 @@ def _remember(history, move, change):
   return push(moves, move), push(changes, change), push(inverse, new_J)
 
 
-def _two_loop(g, history, start):
-  """The gradient times L-BFGS's inverse Hessian."""
-  def backward(q, pair):
-    move, change, inverse_J = pair
-    factor_J = inverse_J * _inner(move, q)
-    return q - factor_J[:, None] * change, factor_J
-
-  def forward(q, pair):
-    move, change, inverse_J, factor_J = pair
-    return q + (factor_J - inverse_J * _inner(change, q))[:, None] * move, None
-
-  # Loops and not unrolled: a third of the time to compile, none to run.
-  q, factors = jax.lax.scan(backward, g, history, reverse=True)
-  _, changes, inverse = history
+def _two_loop(g, history, inverse):
+  """The gradient times L-BFGS's inverse Hessian, which starts from the diagonal `inverse`."""
+  moves, changes, inverse_products = history
+  q, factors = g, [None] * MEMORY
+  for i in reversed(range(MEMORY)):
+    factors[i] = inverse_products[i] * _inner(moves[i], q)
+    q = q - factors[i][:, None, None] * changes[i]
   # The newest pair tells how far curvature has fallen since the start.
-  scale_J = inverse[-1] * _inner(changes[-1], start * changes[-1])
-  q = start * q / jnp.where(scale_J > 0, scale_J, 1)[:, None]
-  return jax.lax.scan(forward, q, (*history, factors))[0]
+  scale_J = inverse_products[-1] * _inner(changes[-1], inverse * changes[-1])
+  q = inverse * q / jnp.where(scale_J > 0, scale_J, 1)[:, None, None]
+  for i in range(MEMORY):
+    factor_J = factors[i] - inverse_products[i] * _inner(changes[i], q)
+    q = q + factor_J[:, None, None] * moves[i]
+  return q
 
 
-def _line_search(z, slope_z, y, slope_0_J, linear_J, square_J):
-  """Step lengths [J] at which the slope has fallen to half its size without any increase.
+def _line_search(z, slope_z, y, moving_J, slope_0_J, linear_J, square_J):
+  """Step lengths [J] at which the slope has fallen to half its size, by either sign.
 
-  The objective along a direction is convex: where its slope is negative the minimum lies
-  ahead, where it is positive behind, so the bracket shrinks in every pass.
+  The approximate Wolfe conditions of Hager and Zhang (2005): they look at slopes alone, which
+  stay exact where differences of values are lost to rounding. The objective is convex along a
+  direction: where its slope is negative the minimum lies ahead, where it is positive behind,
+  so that a bracket closes around it.
 
   Args:
-    z, slope_z: logits and their change per unit of step length [N, J, K].
-    y: targets [N, J, K].
+    z, slope_z: logits and their change per unit of step length [J, K, N].
+    y: targets [J, K, N].
+    moving_J: which problems search; the others take no step.
     slope_0_J: of the objective at the start.
     linear_J, square_J: slope of the penalty at the start, and its second derivative.
+
+  Returns:
+    Step lengths [J], and the probabilities [J, K, N] there.
   """
-  n = z.shape[0]
-  value_0 = jnp.sum(_losses(z, y), axis=0) / n
-  # Rounding of a sum of N float32 losses: differences below it say nothing.
-  ceiling_J = value_0 + 1e-6 * jnp.abs(value_0)
+  moving_J &= slope_0_J < 0  # else only rounding is left
 
   def search(state):
-    t, low, high, found, i = state
-    z_t = z + t[:, None] * slope_z
-    p = _probabilities(z_t)
-    value = jnp.sum(_losses(z_t, y), axis=0) / n + t * (linear_J + 0.5 * t * square_J)
-    slope = jnp.sum((p - y) * slope_z, axis=(0, 2)) / n + linear_J + t * square_J
-    mean_NxJ = jnp.sum(p * slope_z, axis=2)
-    # Variance of the change of the logits; with one column the other's logit is 0.
-    curvature = jnp.sum(jnp.sum(p * slope_z**2, axis=2) - mean_NxJ**2, axis=0) / n + square_J
-    good = (jnp.abs(slope) <= _SLOPE_FALLS_TO * jnp.abs(slope_0_J)) & (value <= ceiling_J)
-    low = jnp.where(slope < 0, t, low)
-    high = jnp.where(slope < 0, high, t)
-    newton = t - slope / jnp.maximum(curvature, 1e-30)
-    middle = jnp.where(jnp.isinf(high), 4 * t, (low + high) / 2)
-    inside = (newton > low) & (newton < jnp.minimum(high, 10 * t))
-    t = jnp.where(found | good, t, jnp.where(inside, newton, middle))
-    return t, low, high, found | good, i + 1
+    t, _, _, (low, slope_low), (high, slope_high), found, i = state
+    p = _probabilities(z + t[:, None, None] * slope_z)
+    slope = jnp.sum((p - y) * slope_z, axis=(1, 2)) / z.shape[2] + linear_J + t * square_J
+    found |= jnp.abs(slope) <= _SLOPE_FALLS_TO * jnp.abs(slope_0_J)
+    ahead = slope < 0
+    low, slope_low, before, slope_before = (
+        jnp.where(ahead, t, low), jnp.where(ahead, slope, slope_low), low, slope_low)
+    high, slope_high = jnp.where(ahead, high, t), jnp.where(ahead, slope_high, slope)
+    # Secant steps; within a bracket every other one halves it, ahead of all they may grow.
+    inside = low - slope_low * (high - low) / (slope_high - slope_low)
+    inside = jnp.where(i % 2 == 1, (low + high) / 2, inside)
+    beyond = t - slope * (t - before) / jnp.maximum(slope - slope_before, 1e-30)
+    beyond = jnp.clip(beyond, 1.5 * t, 10 * t)
+    then = jnp.where(found, t, jnp.where(jnp.isinf(high), beyond, inside))
+    return then, t, p, (low, slope_low), (high, slope_high), found, i + 1
 
-  t = jnp.ones_like(linear_J)
-  at_rest = slope_0_J >= 0  # only rounding is left
-  state = (t, jnp.zeros_like(t), jnp.full_like(t, jnp.inf), at_rest, 0)
-  t, low, _, found, _ = jax.lax.while_loop(
-      lambda s: ~jnp.all(s[3]) & (s[4] < _MAX_SEARCH), search, state)
-  return jnp.where(at_rest, 0, jnp.where(found, t, low))
+  def unfinished(state):
+    return (state[-1] == 0) | (~jnp.all(state[-2]) & (state[-1] < _MAX_SEARCH))
+
+  t = jnp.where(moving_J, 1.0, 0.0)
+  zero = jnp.zeros_like(t)
+  state = (t, t, z, (zero, slope_0_J), (jnp.full_like(t, jnp.inf), zero), ~moving_J, 0)
+  _, t, p, *_ = jax.lax.while_loop(unfinished, search, state)
+  return t, p

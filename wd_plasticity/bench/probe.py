@@ -1,12 +1,13 @@
 """Speed of probes: all sets of features at once, beside scikit-learn, one fit after another.
 
   python -m wd_plasticity.bench.probe --width=96
-  python -m wd_plasticity.bench.probe --width=512 --sets=6
+  python -m wd_plasticity.bench.probe --width=512 --sets=3
 
 Features are made up, with the power-law spectrum of hidden states. Both get them standardised,
 minimise the same function for every set and strength, and predict the same test examples. In
 each round both fit another share of the sets, in turns. scikit-learn runs with its defaults but
-for the limit on iterations; ours stops at a much smaller gradient.
+for the limit on iterations. On a busy machine its threads wait for each other, which makes it
+many times slower: OPENBLAS_NUM_THREADS=1 gives it a fair chance.
 """
 
 import functools
@@ -23,7 +24,7 @@ from wd_plasticity.analysis import logistic
 from wd_plasticity.bench import measure
 from wd_plasticity.errors import UserError
 
-_SETS = flags.DEFINE_integer("sets", 24, "Sets of features: members x layers x poolings.",
+_SETS = flags.DEFINE_integer("sets", 12, "Sets of features: members x layers x poolings.",
                              lower_bound=1)
 _EXAMPLES = flags.DEFINE_integer("examples", 8000, "Training examples.", lower_bound=10)
 _TEST = flags.DEFINE_integer("test_examples", 2000, "Test examples.", lower_bound=1)
@@ -45,8 +46,8 @@ def main(argv: Sequence[str]):
                     "multiple.")
   c_S = np.array([float(c) for c in _STRENGTHS.value], np.float32)
   per_round = _SETS.value // _ROUNDS.value
-  batched = jax.default_backend() != "cpu"
-  fit = jax.jit(functools.partial(_fit_all, num_classes=_CLASSES.value, batched=batched))
+  together = jax.default_backend() != "cpu"
+  fit = jax.jit(functools.partial(_fit_all, num_classes=_CLASSES.value, together=together))
   begin = time.perf_counter()
   run = fit.lower(*_features(per_round, 0), c_S).compile()
   compile_seconds = time.perf_counter() - begin
@@ -83,14 +84,14 @@ def main(argv: Sequence[str]):
         f"{100 * max(differences):.2f} points")
 
 
-def _fit_all(train_PxNxD, labels_N, test_PxTxD, labels_test_T, c_S, *, num_classes, batched):
+def _fit_all(train_PxNxD, labels_N, test_PxTxD, labels_test_T, c_S, *, num_classes, together):
   """Predictions [P, S, T], gradient norms and iterations of every set and strength."""
   del labels_test_T
   labels_SxN = jnp.broadcast_to(labels_N, (len(c_S), len(labels_N)))
   def one(features):
-    found = logistic.fit(features[0], labels_SxN, c_S, num_classes)
-    return logistic.predict(found, features[1]), found.gradient_norm_J, found.iterations
-  return (jax.vmap(one) if batched else functools.partial(jax.lax.map, one))(
+    found = logistic.fit(features[0], labels_SxN, c_S, num_classes, together=together)
+    return logistic.predict(found, features[1]), found.gradient_norm_J, jnp.max(found.iterations_J)
+  return (jax.vmap(one) if together else functools.partial(jax.lax.map, one))(
       (train_PxNxD, test_PxTxD))
 
 

@@ -188,10 +188,10 @@ class _Probing:
   def _compiled_fit(self, task: probe_data.LabelledTask):
     if task.name not in self._fits:
       strengths = np.array(sorted(self._session.config.inverse_strengths), np.float32)
-      batched = jax.default_backend() != "cpu"
+      together = jax.default_backend() != "cpu"
       def fit(train, test):
         return logistic.probes(train, test, task.train_2xN, task.fit_rows, task.held_out_rows,
-                               strengths, num_classes=len(task.classes), batched=batched)
+                               strengths, num_classes=len(task.classes), together=together)
       # Each device fits its own, without waiting for those of others to converge.
       divided = jax.shard_map(fit, mesh=self._session.mesh, in_specs=_DIVIDED,
                               out_specs=_DIVIDED, check_vma=False)
