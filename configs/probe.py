@@ -3,6 +3,9 @@
   python -m wd_plasticity.evals.probe --config=configs/probe.py \\
       --checkpoint=runs/books --workdir=runs/books
 
+About ten seconds per member of 1M parameters and task on two cores. Members this small tell
+topics better than they did untrained, and the order of words not at all.
+
 Other tasks of labelled text are named with their files:
 
       --config.tasks="('sst2', 'ag_news')" \\
