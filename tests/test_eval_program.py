@@ -1,5 +1,6 @@
 """What all eval programs do alike: finding checkpoints, results, members together."""
 
+import csv
 import json
 import shutil
 
@@ -29,7 +30,9 @@ def _toy(session):
   for group in session.groups(todo):
     sums_M = session.compile(total, (0,), session.num_members(group))(session.load(group))
     for m, target in enumerate(group):
-      session.results.write(target, "sum", session.settings(), {"sum": float(sums_M[m])},
+      values = {"sum": sums_M[m], "acc": {"value": 0.5, "se": np.nan, "n": 4},
+                "layers": [{"text": 1.0}, np.float32(2)]}
+      session.results.write(target, "sum", session.settings(), values,
                             records=[{"a": 1}, {"a": 2}], arrays={"x": np.arange(3)})
   return len(todo)
 
@@ -66,6 +69,13 @@ def test_results_are_kept_and_made_once(trained, tmp_path):
   assert made["values"]["sum"] == pytest.approx(want, abs=1e-3)
   lines = (tmp_path / "evals/toy/results.jsonl").read_text().splitlines()
   assert [json.loads(line)["checkpoint"]["step"] for line in lines] == [6, 12, 6, 12]
+  table = list(csv.DictReader((tmp_path / "evals/toy/results.csv").open()))
+  assert [(r["member"], r["step"], r["measure"]) for r in table[::3]] == [
+      ("wd0-seed0", "6", "sum"), ("wd0-seed0", "12", "sum"),
+      ("wd3-seed0", "6", "sum"), ("wd3-seed0", "12", "sum")]
+  assert float(table[0]["value"]) == made["values"]["sum"] and table[0]["n"] == ""
+  assert [(r["measure"], r["value"], r["se"], r["n"]) for r in table[1:3]] == [
+      ("acc", "0.5", "", "4"), ("layers/1", "2.0", "", "")]
   path = session.results.path(session.targets[0], "sum")
   assert len(path.with_suffix(".jsonl").read_text().splitlines()) == 2
   assert np.load(path.with_suffix(".npz"))["x"].tolist() == [0, 1, 2]

@@ -4,14 +4,17 @@
 (`.jsonl`) and arrays (`.npz`), so an item is either done or has to be done again.
 """
 
+import csv
+import io
 import json
 import math
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import jax
 import numpy as np
 
 from wd_plasticity.config import as_json, flatten
@@ -100,11 +103,15 @@ class Results:
     return sorted(items, key=order)
 
   def collect(self) -> list[dict[str, Any]]:
-    """Writes `results.jsonl`, a line per finished item, in process 0; returns the items."""
+    """Writes all finished items as tables, in process 0; returns the items.
+
+    `results.jsonl` has a line per item, `results.csv` a line per figure.
+    """
     items = self.all()
     if distributed.is_first() and items:
       lines = "".join(json.dumps(r, allow_nan=False) + "\n" for r in items)
       _write(self.directory / "results.jsonl", lambda f: f.write(lines.encode("utf-8")))
+      _write(self.directory / "results.csv", lambda f: f.write(_csv(items).encode("utf-8")))
     return items
 
 
@@ -129,14 +136,44 @@ def _pretraining(target: Target) -> dict[str, Any]:
           "sequence_length": config["data"]["sequence_length"], "seed": config["seed"]}
 
 
+def _csv(items: Sequence[dict]) -> str:
+  """One line per figure: which checkpoint, which item, and value, standard error and n."""
+  stream = io.StringIO()
+  writer = csv.writer(stream, lineterminator="\n")
+  writer.writerow(["member", "weight_decay", "seed", "step", "tokens", "item", "measure", "value",
+                   "se", "n"])
+  for item in items:
+    c = item["checkpoint"]
+    for measure, figure in _figures(item["values"], ""):
+      writer.writerow([c["member"], c["weight_decay"], c["seed"], c["step"], c["tokens"],
+                       item["item"], measure, *figure])
+  return stream.getvalue()
+
+
+def _figures(value: Any, name: str) -> Iterator[tuple[str, tuple]]:
+  """Numbers of nested values by slash-joined name; lists of objects, such as curves, are not."""
+  if isinstance(value, Mapping):
+    if "value" in value:
+      yield name, (value["value"], value.get("se"), value.get("n"))
+    for key, inner in value.items():
+      if "value" not in value or key not in ("value", "se", "n"):
+        yield from _figures(inner, f"{name}/{key}".lstrip("/"))
+  elif isinstance(value, list):
+    for i, inner in enumerate(value):
+      if not isinstance(inner, Mapping):
+        yield from _figures(inner, f"{name}/{i}")
+  elif isinstance(value, (int, float)) and not isinstance(value, bool):
+    yield name, (value, None, None)
+
+
 def _finite(value: Any) -> Any:
   """The value with None for numbers that are not finite, and plain numbers for numpy's."""
   if isinstance(value, Mapping):
     return {k: _finite(v) for k, v in value.items()}
-  if isinstance(value, (list, tuple, np.ndarray)):
+  if isinstance(value, (np.generic, np.ndarray, jax.Array)):
+    value = np.asarray(value).tolist()
+  if isinstance(value, (list, tuple)):
     return [_finite(v) for v in value]
-  if isinstance(value, np.generic):
-    value = value.item()
   return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
