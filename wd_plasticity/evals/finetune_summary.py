@@ -1,6 +1,7 @@
 """The table and the plot after fine-tuning: what each weight decay became."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,6 @@ from rich.table import Table
 from wd_plasticity.analysis.plots import save_figure
 from wd_plasticity.tasks import registry
 
-_COLUMNS = 3  # panels of the plot beside one another
 _MEASURES = {"greedy_pass@1": "greedy pass@1", "acc": "accuracy", "acc_per_byte":
              "accuracy (per byte)", "response_loss": "loss of the response"}
 
@@ -24,7 +24,7 @@ class Cell:
 
   Attributes:
     before, after: the headline measure of the base model and of the fine-tuned one.
-    error: standard error of `after`: over seeds where there are several, else over problems.
+    error: standard error of `after`, over problems and seeds.
     forgetting: change of the validation loss of the pretraining, nats per token.
   """
   task: str
@@ -80,10 +80,14 @@ def _mean(values) -> float | None:
 
 
 def _error(measures: Sequence[dict]) -> float | None:
+  """Standard error of a mean over seeds that are tested on the same problems.
+
+  Their part of the error does not fall with the number of seeds, so it is added whole.
+  """
   values = [m["value"] for m in measures if m["value"] is not None]
-  if len(values) > 1:
-    return statistics.stdev(values) / len(values) ** 0.5
-  return measures[0]["se"]
+  errors = [m["se"] for m in measures if m["se"] is not None]
+  seeds = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+  return math.hypot(seeds, statistics.fmean(errors)) if errors else None
 
 
 def write(session) -> None:
@@ -104,8 +108,10 @@ def write(session) -> None:
                   f"{r['values']['failed_at']}; its figures are of the step before.")
   path = session.results.directory / "finetune.png"
   panels = list(dict.fromkeys((c.task, c.split) for c in made))
-  rows = -(-(len(panels) + 1) // _COLUMNS)
-  save_figure(path, lambda figure: _draw(figure, made, panels, rows), height=3.6 * rows)
+  columns = 2 if len(panels) < 4 else 3
+  rows = -(-(len(panels) + 1) // columns)
+  save_figure(path, lambda figure: _draw(figure, made, panels, (rows, columns)),
+              width=4 * columns, height=3.6 * rows)
   session.print(f"results: {session.results.directory / 'results.jsonl'}  plot: {path}")
 
 
@@ -135,8 +141,8 @@ def _print(made: Sequence[Cell]) -> None:
   (console if console.is_terminal else Console(width=160)).print(table)
 
 
-def _draw(figure, made: Sequence[Cell], panels, rows: int) -> None:
-  axes = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
+def _draw(figure, made: Sequence[Cell], panels, shape: tuple[int, int]) -> None:
+  axes = figure.subplots(*shape, squeeze=False).ravel()
   decays = sorted({c.weight_decay for c in made})
   place = {w: i for i, w in enumerate(decays)}
   colours = {}
