@@ -48,9 +48,10 @@ class Tuning:
 
   def run(self, work: Sequence[Work]) -> None:
     # Points of one group and task follow one another: they share the base model's figures.
-    order = {name: i for i, name in enumerate(self.session.config.tasks)}
+    tasks = list(self.session.config.tasks)
+    place = {t.name: i for i, t in enumerate(self.session.targets)}
     plans = finetune_plan.plans(
-        sorted(work, key=lambda w: (order[w.task], [t.name for t in w.group])))
+        sorted(work, key=lambda w: (tasks.index(w.task), [place[t.name] for t in w.group])))
     for plan in plans:
       if any(e.generates for e in plan.evaluations.values()):
         self._reward(plan.config)  # raises now if it cannot be read, not after hours
