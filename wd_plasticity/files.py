@@ -4,20 +4,23 @@ import contextlib
 import json
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
-  """Writes JSON through a temporary file beside `path`; makes the folder if need be."""
+def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], Any]) -> None:
+  """Calls `write` on a temporary file beside `path` that replaces it when all is on disk.
+
+  Makes the folder if need be; leaves nothing behind when `write` fails.
+  """
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   # Unlike tempfile's, readable by a group that shares the folder.
   temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
   try:
-    with open(temporary, "w", encoding="utf-8") as f:
-      json.dump(value, f, indent=2)
-      f.write("\n")
+    with open(temporary, "wb") as f:
+      write(f)
       f.flush()
       os.fsync(f.fileno())
     os.replace(temporary, path)
@@ -25,3 +28,13 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     with contextlib.suppress(FileNotFoundError):
       os.unlink(temporary)
     raise
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+  """Writes UTF-8 text atomically."""
+  write_atomically(path, lambda f: f.write(text.encode("utf-8")))
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+  """Writes JSON atomically."""
+  write_text(path, json.dumps(value, indent=2) + "\n")

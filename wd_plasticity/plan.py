@@ -8,7 +8,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
@@ -71,7 +70,7 @@ def make_plan(config: ConfigDict, num_devices: int, members_at_once: int = 1) ->
     steps = math.ceil(config.train.tokens_per_parameter * parameters["total"] / tokens_per_step)
   def length(field, section, name):
     return max(1, parse_length(section[name], steps, tokens_per_step, field))
-  shapes = jax.eval_shape(lambda: decoder.init_params(model, jax.random.key(0)))
+  shapes = decoder.param_shapes(model)
   mesh_lib.check_parameters(shapes, mesh)
   group_of = groups.assign_groups(shapes, config.optim.decay.rules)
   multipliers = groups.decay_multipliers(config.optim.decay, group_of)

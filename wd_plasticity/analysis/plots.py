@@ -2,13 +2,13 @@
 
 import io
 import os
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from wd_plasticity.files import write_atomically
 from wd_plasticity.training.summary_plot import STYLE, decay_colours
 
 __all__ = ["decay_colours", "save_figure"]
@@ -29,10 +29,5 @@ def save_figure(path: str | os.PathLike, draw: Callable[[Figure], None], *, widt
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     draw(figure)
     figure.savefig(picture, format="png")
-  temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-  try:
-    temporary.write_bytes(picture.getvalue())
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  write_atomically(path, lambda f: f.write(picture.getvalue()))
   return path

@@ -16,7 +16,6 @@ from absl import flags
 from wd_plasticity import cli
 from wd_plasticity.analysis import attention_rank as ar
 from wd_plasticity.bench import measure
-from wd_plasticity.errors import UserError
 from wd_plasticity.models import decoder
 from wd_plasticity.models.config import PRESETS, ModelConfig
 
@@ -27,9 +26,7 @@ _HEADS = flags.DEFINE_integer("heads", 3, "Heads that numpy does.", lower_bound=
 
 def main(argv: Sequence[str]):
   del argv
-  if _SIZE.value not in PRESETS[_FAMILY.value]:
-    raise UserError(f"--size={_SIZE.value} is not a size of {_FAMILY.value}; known are "
-                    f"{', '.join(PRESETS[_FAMILY.value])}.")
+  measure.check_size(_FAMILY.value, _SIZE.value)
   section = dict(PRESETS[_FAMILY.value][_SIZE.value]) | dict(
       compute_dtype="float32", attention="auto", document_mask=False, scan_layers=True,
       remat="none")
@@ -69,7 +66,7 @@ def _measure(config: ModelConfig):
 def _random_attention(config: ModelConfig) -> dict:
   """Parameters as far as the spectra need them, on the host."""
   rng = np.random.default_rng(0)
-  shapes = jax.eval_shape(lambda: decoder.init_params(config, jax.random.key(0)))
+  shapes = decoder.param_shapes(config)
   attention = {name: part for name, part in shapes["layers"]["attention"].items()
                if "kernel" in part}
   return {"layers": {"attention": jax.tree.map(

@@ -14,7 +14,6 @@ from absl import flags
 
 from wd_plasticity import cli
 from wd_plasticity.bench import measure, peer
-from wd_plasticity.errors import UserError
 from wd_plasticity.models.config import PRESETS
 
 _FAMILY = flags.DEFINE_enum("family", "llama2", list(PRESETS), "Family of the model.")
@@ -34,9 +33,7 @@ _PEER = flags.DEFINE_bool("peer", False, "Compare with `generate` of transformer
 
 def main(argv: Sequence[str]):
   del argv
-  if _SIZE.value not in PRESETS[_FAMILY.value]:
-    raise UserError(f"--size={_SIZE.value} is not a size of {_FAMILY.value}; known are "
-                    f"{', '.join(PRESETS[_FAMILY.value])}.")
+  measure.check_size(_FAMILY.value, _SIZE.value)
   if _PEER.value:
     peer.check_installed()
   _compare("greedy", _PROMPTS.value, samples=1, temperature=0.0)

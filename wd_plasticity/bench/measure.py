@@ -17,8 +17,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from wd_plasticity.errors import UserError
+from wd_plasticity.models.config import PRESETS
 
 WARMUP_STEPS = 2
+
+
+def check_size(family: str, size: str) -> None:
+  """Refuses a --size that the family does not have."""
+  if size not in PRESETS[family]:
+    raise UserError(f"--size={size} is not a size of {family}; known are "
+                    f"{', '.join(PRESETS[family])}.")
 
 
 class Worker:

@@ -31,9 +31,7 @@ _DEVICES = flags.DEFINE_integer(
 
 def main(argv: Sequence[str]):
   del argv
-  if _SIZE.value not in PRESETS[_FAMILY.value]:
-    raise UserError(f"--size={_SIZE.value} is not a size of {_FAMILY.value}; known are "
-                    f"{', '.join(PRESETS[_FAMILY.value])}.")
+  measure.check_size(_FAMILY.value, _SIZE.value)
   devices = _DEVICES.value
   if _MEMBERS.value % devices:
     raise UserError(f"--members={_MEMBERS.value} cannot be divided among --devices={devices}; "

@@ -30,9 +30,7 @@ _PEER = flags.DEFINE_bool("peer", False, "Compare with transformers on torch.")
 
 def main(argv: Sequence[str]):
   del argv
-  if _SIZE.value not in PRESETS[_FAMILY.value]:
-    raise UserError(f"--size={_SIZE.value} is not a size of {_FAMILY.value}; known are "
-                    f"{', '.join(PRESETS[_FAMILY.value])}.")
+  measure.check_size(_FAMILY.value, _SIZE.value)
   if _PEER.value:
     peer.check_installed()
     if _FAMILY.value != "llama2":

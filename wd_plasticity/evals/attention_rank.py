@@ -8,7 +8,6 @@ analysis/attention_rank.py. Each checkpoint's result has the measures of every l
 head, their means, and in its .npz the whole spectra.
 """
 
-import math
 from collections.abc import Mapping
 
 import jax
@@ -17,6 +16,7 @@ import numpy as np
 from wd_plasticity.analysis import attention_rank as ar
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals import attention_rank_plot, attention_rank_summary, program
+from wd_plasticity.evals.results import finite
 from wd_plasticity.evals.targets import Target
 from wd_plasticity.models.config import ModelConfig
 from wd_plasticity.training import distributed
@@ -98,20 +98,13 @@ def summarise(spectra: Mapping[str, np.ndarray], model: ModelConfig, *, threshol
     found = ar.measures(s_NxHxK, threshold=threshold, power=power)
     found["pseudo_rank_share"] = found["pseudo_rank"] / model.head_dim
     values[name] = {
-        "heads": {k: _json(v) for k, v in found.items()},
-        "layers": {k: _json(v.mean(axis=1)) for k, v in found.items()},
-        "mean": {k: _json(v.mean()) for k, v in found.items()}}
+        "heads": found,
+        "layers": {k: v.mean(axis=1) for k, v in found.items()},
+        "mean": {k: v.mean() for k, v in found.items()}}
   qk = "qk_folded" if fold_qk_norm and model.qk_norm else "qk"
   values["pseudo_rank"] = {"qk": values[qk]["mean"]["pseudo_rank_share"],
                            "vp": values["vp"]["mean"]["pseudo_rank_share"]}
-  return values
-
-
-def _json(value: np.ndarray):
-  """Nested lists with None for what JSON does not know."""
-  def clean(x):
-    return [clean(y) for y in x] if isinstance(x, list) else x if math.isfinite(x) else None
-  return clean(value.tolist())
+  return finite(values)
 
 
 if __name__ == "__main__":

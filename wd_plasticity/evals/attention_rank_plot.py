@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from wd_plasticity.analysis import plots
-from wd_plasticity.evals.attention_rank_summary import TITLES, products, setting
+from wd_plasticity.evals.attention_rank_summary import TITLES, products
+from wd_plasticity.evals.results import setting
 from wd_plasticity.training.progress import format_count
 
 _LINES = ("-", "--", ":", "-.")

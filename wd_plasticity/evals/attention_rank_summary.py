@@ -1,6 +1,5 @@
 """Results of the attention_rank program side by side: the table, and which are alike."""
 
-import json
 from collections.abc import Sequence
 
 from rich import box
@@ -8,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wd_plasticity.training.progress import format_count
+from wd_plasticity.training.summary import wide_console
 
 TITLES = {"qk": "W_QK", "qk_folded": "W_QK with QK-norm gains", "vp": "W_VP"}
 _COLUMNS = {"qk": "QK", "qk_folded": "QK with gains", "vp": "VP"}
@@ -20,20 +20,9 @@ def products(results: Sequence[dict]) -> list[str]:
   return [name for name in order if any(name in r["values"] for r in results)]
 
 
-def setting(result: dict) -> str:
-  """What a checkpoint's member shares with those of other decays, seeds and steps, as JSON."""
-  c = result["checkpoint"]
-  optim = {k: v for k, v in c["pretraining"]["optim"].items() if k != "weight_decay"}
-  shared = {k: v for k, v in c["pretraining"].items() if k != "seed"}
-  return json.dumps(shared | {"optim": optim, "data": c["data_fingerprint"]}, sort_keys=True)
-
-
 def print_table(results: Sequence[dict], console: Console | None = None) -> None:
   """One line per checkpoint, means over all layers and heads."""
-  if console is None:
-    console = Console()
-    if not console.is_terminal:
-      console = Console(width=200)  # a file has no width, rich would take 80 columns
+  console = console or wide_console(200)
   settings = results[0]["settings"]
   of = "singular values" if settings["power"] == 1 else "squared singular values"
   table = Table(

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from wd_plasticity.analysis.plots import save_figure
 from wd_plasticity.tasks import registry
+from wd_plasticity.training.summary import wide_console
 
 _MEASURES = {"greedy_pass@1": "greedy pass@1", "acc": "accuracy", "acc_per_byte":
              "accuracy (per byte)", "response_loss": "loss of the response"}
@@ -137,8 +137,7 @@ def _print(made: Sequence[Cell]) -> None:
                   f"{c.weight_decay:g}", str(c.seeds), _number(c.before), _number(c.after),
                   _number(c.error), f"{_number(c.loss_before)} → {_number(c.loss_after)}",
                   _number(c.forgetting, "+.3f"))
-  console = Console()
-  (console if console.is_terminal else Console(width=160)).print(table)
+  wide_console().print(table)
 
 
 def _draw(figure, made: Sequence[Cell], panels, shape: tuple[int, int]) -> None:

@@ -14,7 +14,6 @@ the table's last column and the plot.
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +22,7 @@ from wd_plasticity.analysis import statistics
 from wd_plasticity.analysis import token_frequency as tf
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals import overfit_plot, overfit_summary, program, record_losses
+from wd_plasticity.evals.results import finite
 from wd_plasticity.evals.targets import Target
 from wd_plasticity.files import write_json
 from wd_plasticity.training import distributed
@@ -166,16 +166,7 @@ def _summarise(session: program.Session, data: _Data, target: Target,
           for name in overfit_summary.SETS},
        "gap": tf.difference(bins["validation"][k], bins["train_subset"][k])}
       for k in range(len(data.bins))]
-  return _without_nan(values), arrays
-
-
-def _without_nan(value):
-  """None for numbers that JSON does not know: a member may have diverged."""
-  if isinstance(value, dict):
-    return {k: _without_nan(v) for k, v in value.items()}
-  if isinstance(value, list):
-    return [_without_nan(v) for v in value]
-  return None if isinstance(value, float) and not math.isfinite(value) else value
+  return finite(values), arrays
 
 
 if __name__ == "__main__":

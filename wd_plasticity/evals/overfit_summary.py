@@ -1,7 +1,6 @@
 """Results of the overfit program side by side: members paired by document, and the table."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,9 +10,10 @@ from rich.table import Table
 
 from wd_plasticity.analysis import statistics
 from wd_plasticity.analysis import token_frequency as tf
-from wd_plasticity.evals.results import Results
+from wd_plasticity.evals.results import Results, setting
 from wd_plasticity.evals.targets import Target
 from wd_plasticity.training.progress import format_count
+from wd_plasticity.training.summary import wide_console
 
 SETS = ("train_subset", "validation")
 
@@ -50,11 +50,7 @@ def read(results: Results, targets: Sequence[Target], item: str) -> list[Row]:
     with np.load(results.path(target, item, ".npz"), allow_pickle=False) as arrays:
       sums = {name: arrays[f"{name}_bin_sums"] for name in SETS}
       counts = {name: arrays[f"{name}_bin_counts"] for name in SETS}
-    c = made["checkpoint"]
-    optim = {k: v for k, v in c["pretraining"]["optim"].items() if k != "weight_decay"}
-    shared = {k: v for k, v in c["pretraining"].items() if k != "seed"} | {
-        "optim": optim, "data_fingerprint": c["data_fingerprint"]}
-    rows.append(Row(json.dumps(shared, sort_keys=True), c, made["values"], sums, counts))
+    rows.append(Row(setting(made), made["checkpoint"], made["values"], sums, counts))
   return rows
 
 
@@ -97,10 +93,6 @@ def contrast(row: Row, rows: Sequence[Row]) -> dict | None:
 
 def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
   """One line per checkpoint; +- is one standard error over documents."""
-  if console is None:
-    console = Console()
-    if not console.is_terminal:
-      console = Console(width=160)  # a file has no width, rich would take 80 columns
   table = Table(title="Losses in nats per token, ± standard error over documents",
                 title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
   table.add_column("member", no_wrap=True)
@@ -114,7 +106,7 @@ def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
         f"{v['epochs']:.3g}", _number(v["train_subset"]["mean"]), _number(v["validation"]["mean"]),
         _with_error(v["gap"], "value"), _with_error(contrast(r, rows), "value"),
         _with_error(v["validation"]["balanced"], "mean"))
-  console.print(table)
+  (console or wide_console()).print(table)
 
 
 def _number(value: float | None, form: str = ".4f") -> str:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from wd_plasticity.analysis import plots
+from wd_plasticity.evals import results as results_lib
+from wd_plasticity.training.summary import wide_console
 
 _LINES = ("-", "--", ":", "-.")
 _REFERENCE = "#333333"  # no decay is grey already
@@ -20,10 +22,6 @@ _REFERENCE = "#333333"  # no decay is grey already
 
 def print_table(results: Sequence[dict], console: Console | None = None) -> None:
   """One line per task and checkpoint; +- is one standard error over the test texts."""
-  if console is None:
-    console = Console()
-    if not console.is_terminal:
-      console = Console(width=150)  # a file has no width, rich would take 80 columns
   table = Table(title="Test accuracy in %, ± standard error [95 % interval], of the layer and "
                 "pooling of the least loss on held-out texts", title_justify="left",
                 box=box.SIMPLE_HEAD, pad_edge=False)
@@ -44,7 +42,7 @@ def print_table(results: Sequence[dict], console: Console | None = None) -> None
         f"{_accuracy(best)} [{100 * best['low']:.1f}, {100 * best['high']:.1f}]",
         "embedding" if best["layer"] == 0 else str(best["layer"]), best["pooling"])
     before = v["title"]
-  console.print(table)
+  (console or wide_console(150)).print(table)
 
 
 def _accuracy(found: dict) -> str:
@@ -116,7 +114,7 @@ def _draw_panel(axes: Axes, results: Sequence[dict], pooling: int, colours: dict
     c = r["checkpoint"]
     untrained.setdefault(json.dumps(c["pretraining"]["model"], sort_keys=True), {})[c["seed"]] = (
         curve(r["values"]["untrained"]))
-    lines.setdefault((_setting(c), c["weight_decay"]), []).append(r)
+    lines.setdefault((results_lib.setting(r), c["weight_decay"]), []).append(r)
   for by_seed in untrained.values():
     mean = np.mean(list(by_seed.values()), axis=0)
     axes.plot(range(len(mean)), mean, color=_REFERENCE, ls="--", lw=1.4, zorder=2)
@@ -135,10 +133,3 @@ def _draw_panel(axes: Axes, results: Sequence[dict], pooling: int, colours: dict
                 alpha=0.7, zorder=3)
   axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   axes.grid(False, axis="x")
-
-
-def _setting(checkpoint: dict) -> str:
-  """What a member shares with those of other decays and seeds."""
-  shared = {k: v for k, v in checkpoint["pretraining"].items() if k != "seed"}
-  shared["optim"] = {k: v for k, v in shared["optim"].items() if k != "weight_decay"}
-  return json.dumps(shared, sort_keys=True)

@@ -32,7 +32,7 @@ from wd_plasticity.training import distributed, hardware
 from wd_plasticity.training import mesh as mesh_lib
 from wd_plasticity.training.progress import Progress
 
-ROWS = P(("data", "fsdp"))  # rows of a batch that all members share
+ROWS = mesh_lib.ROWS
 REPLICATED = P()
 
 
@@ -112,13 +112,12 @@ class Session:
 
   def stack(self, params: Sequence[Any]) -> Any:
     """Parameters of single members as one tree with a member axis."""
-    specs = jax.tree.map(mesh_lib.with_members, mesh_lib.parameter_specs(params[0]),
-                         is_leaf=lambda s: isinstance(s, P))
+    specs = mesh_lib.stacked(mesh_lib.parameter_specs(params[0]))
     return jax.jit(lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees),
                    out_shardings=mesh_lib.shardings(self.mesh, specs))(*params)
 
   def _shardings(self, target: Target) -> Any:
-    shapes = jax.eval_shape(lambda: decoder.init_params(target.model, jax.random.key(0)))
+    shapes = decoder.param_shapes(target.model)
     mesh_lib.check_parameters(shapes, dict(self.mesh.shape))
     return mesh_lib.shardings(self.mesh, mesh_lib.parameter_specs(shapes))
 
@@ -137,14 +136,12 @@ class Session:
 
   def put(self, array: np.ndarray, spec: P = ROWS) -> jax.Array:
     """An array that every process holds whole, laid on the mesh; by default rows are divided."""
-    array = np.asarray(array)
-    return jax.make_array_from_callback(
-        array.shape, mesh_lib.sharding(self.mesh, spec), array.__getitem__)
+    return mesh_lib.put(self.mesh, array, spec)
 
   @property
   def row_shares(self) -> int:
     """The number of rows of a batch must be a multiple of this."""
-    return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+    return mesh_lib.row_shares(self.mesh)
 
   # Data, progress.
 

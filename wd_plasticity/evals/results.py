@@ -9,10 +9,9 @@ import io
 import json
 import math
 import os
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +19,7 @@ import numpy as np
 from wd_plasticity.config import as_json, flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals.targets import Target
-from wd_plasticity.files import write_json
+from wd_plasticity.files import write_atomically, write_json, write_text
 from wd_plasticity.training import distributed
 from wd_plasticity.training.run_record import code_version
 
@@ -82,16 +81,16 @@ class Results:
     if not distributed.is_first():
       return
     path = self.path(target, item)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if records is not None:
-      lines = "".join(json.dumps(_finite(r), allow_nan=False) + "\n" for r in records)
-      _write(self.path(target, item, ".jsonl"), lambda f: f.write(lines.encode("utf-8")))
+      lines = "".join(json.dumps(finite(r), allow_nan=False) + "\n" for r in records)
+      write_text(self.path(target, item, ".jsonl"), lines)
     if arrays is not None:
-      _write(self.path(target, item, ".npz"), lambda f: np.savez_compressed(f, **arrays))
+      write_atomically(self.path(target, item, ".npz"),
+                       lambda f: np.savez_compressed(f, **arrays))
     document = {
         "schema": f"wd_plasticity.{self._program}", "schema_version": SCHEMA_VERSION,
         "item": item, "checkpoint": describe(target), "settings": as_json(settings),
-        "values": _finite(values), "command": self._command, "code_version": code_version()}
+        "values": finite(values), "command": self._command, "code_version": code_version()}
     write_json(path, document)
 
   def all(self) -> list[dict[str, Any]]:
@@ -110,8 +109,8 @@ class Results:
     items = self.all()
     if distributed.is_first() and items:
       lines = "".join(json.dumps(r, allow_nan=False) + "\n" for r in items)
-      _write(self.directory / "results.jsonl", lambda f: f.write(lines.encode("utf-8")))
-      _write(self.directory / "results.csv", lambda f: f.write(_csv(items).encode("utf-8")))
+      write_text(self.directory / "results.jsonl", lines)
+      write_text(self.directory / "results.csv", _csv(items))
     return items
 
 
@@ -125,6 +124,15 @@ def describe(target: Target) -> dict[str, Any]:
       "tokenizer_fingerprint": target.meta["tokenizer_fingerprint"],
       "data_fingerprint": target.meta["data_fingerprint"],
       "pretraining": _pretraining(target)}
+
+
+def setting(result: Mapping[str, Any]) -> str:
+  """What a checkpoint's member shares with those of other decays, seeds and steps, as JSON."""
+  c = result["checkpoint"]
+  optim = {k: v for k, v in c["pretraining"]["optim"].items() if k != "weight_decay"}
+  shared = {k: v for k, v in c["pretraining"].items() if k != "seed"}
+  return json.dumps(shared | {"optim": optim, "data_fingerprint": c["data_fingerprint"]},
+                    sort_keys=True)
 
 
 def _pretraining(target: Target) -> dict[str, Any]:
@@ -166,14 +174,14 @@ def _figures(value: Any, name: str) -> Iterator[tuple[str, tuple]]:
     yield name, (value, None, None)
 
 
-def _finite(value: Any) -> Any:
-  """The value with None for numbers that are not finite, and plain numbers for numpy's."""
+def finite(value: Any) -> Any:
+  """The value in JSON's types; None for numbers that are not finite."""
   if isinstance(value, Mapping):
-    return {k: _finite(v) for k, v in value.items()}
+    return {k: finite(v) for k, v in value.items()}
   if isinstance(value, (np.generic, np.ndarray, jax.Array)):
     value = np.asarray(value).tolist()
   if isinstance(value, (list, tuple)):
-    return [_finite(v) for v in value]
+    return [finite(v) for v in value]
   return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -185,15 +193,3 @@ def _read(path: Path) -> dict[str, Any]:
     return made
   except (OSError, ValueError, KeyError, TypeError) as e:
     raise UserError(f"{path} is not a readable result; delete it to have it made again.") from e
-
-
-def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-  temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-  try:
-    with open(temporary, "wb") as f:
-      write(f)
-      f.flush()
-      os.fsync(f.fileno())
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)

@@ -17,7 +17,6 @@ from wd_plasticity.models import decoder, loss
 from wd_plasticity.models.config import ModelConfig
 from wd_plasticity.training import mesh as mesh_lib
 
-_ROWS = P(("data", "fsdp"))
 _CPU_TOKENS, _TOKENS = 4096, 65_536  # of a batch, per device
 
 
@@ -62,7 +61,7 @@ class Scorer:
 
   def __init__(self, model: ModelConfig, mesh: Mesh, num_members: int):
     self._mesh, self._num_members = mesh, num_members
-    self._shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    self._shares = mesh_lib.row_shares(mesh)
 
     def log_probabilities(params, inputs_BxL, positions_BxT, targets_BxT):
       x_BxLxD = decoder.hidden_states(params, model, inputs_BxL)
@@ -87,7 +86,7 @@ class Scorer:
     pending, done = None, 0
     for batch in self._batches(wanted):
       arrays, chosen = batch
-      made = self._run(params_M, *(self._put(a) for a in arrays))
+      made = self._run(params_M, *(mesh_lib.put(self._mesh, a, mesh_lib.ROWS) for a in arrays))
       if pending is not None:  # read while the next batch runs
         self._add(total, *pending)
       pending = made, chosen
@@ -103,10 +102,6 @@ class Scorer:
     for row, request in enumerate(chosen):
       # A response may own several tokens of a row, so plain indexed addition would lose some.
       np.add.at(total, (slice(None), request.owners), values_MxBxT[:, row, :len(request.owners)])
-
-  def _put(self, array):
-    return jax.make_array_from_callback(
-        array.shape, mesh_lib.sharding(self._mesh, _ROWS), array.__getitem__)
 
   def _batches(self, wanted: Sequence[Request]):
     """Requests of similar length together, in few shapes, because each is compiled."""

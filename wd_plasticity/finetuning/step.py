@@ -62,26 +62,22 @@ class TuneProgram:
                mesh: Mesh, num_members: int):
     self.model, self.optimizer, self.options = model, optimizer, options
     self.mesh, self.num_members = mesh, num_members
-    shapes = jax.eval_shape(self._start_member, *jax.eval_shape(
-        lambda: (decoder.init_params(model, jax.random.key(0)), np.int32(0))))
-    specs = jax.tree.map(mesh_lib.with_members, step_lib.state_specs(shapes),
-                         is_leaf=lambda s: isinstance(s, P))
-    state = mesh_lib.shardings(mesh, specs)
+    params = decoder.param_shapes(model)
+    shapes = jax.eval_shape(self._start_member, params, np.int32(0))
+    state = mesh_lib.shardings(mesh, mesh_lib.stacked(step_lib.state_specs(shapes)))
     replicated = mesh_lib.sharding(mesh, P())
     over = lambda fn, axes: mesh_lib.over_members(fn, axes, num_members)
     self.start = jax.jit(over(self._start_member, (0, 0)), out_shardings=state)
     self.train_step = jax.jit(over(self._train_member, (0, 0, 0, 0, 0)), donate_argnums=0,
                               out_shardings=(state, replicated))
-    params = jax.tree.map(mesh_lib.with_members, mesh_lib.parameter_specs(jax.eval_shape(
-        lambda: decoder.init_params(model, jax.random.key(0)))),
-                          is_leaf=lambda s: isinstance(s, P))
+    merged = mesh_lib.stacked(mesh_lib.parameter_specs(params))
     self._merged = jax.jit(over(self._parameters, (0, 0)),
-                           out_shardings=mesh_lib.shardings(mesh, params))
+                           out_shardings=mesh_lib.shardings(mesh, merged))
 
   @property
   def row_shares(self) -> int:
     """The rows of a batch must be a multiple of this."""
-    return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+    return mesh_lib.row_shares(self.mesh)
 
   @property
   def uses_lora(self) -> bool:
@@ -93,12 +89,10 @@ class TuneProgram:
 
   def hyper(self, learning_rates: Sequence[float], weight_decays: Sequence) -> dict:
     """Learning rates [M] and decays [M, P] on the devices."""
-    values = {"learning_rate": learning_rates, "weight_decay": weight_decays}
-    return {k: self.put(np.asarray(v, np.float32), mesh_lib.MEMBERS) for k, v in values.items()}
+    return step_lib.place_hyper(self.mesh, learning_rates, weight_decays)
 
   def put(self, array: np.ndarray, spec: P) -> jax.Array:
-    return jax.make_array_from_callback(
-        array.shape, mesh_lib.sharding(self.mesh, spec), array.__getitem__)
+    return mesh_lib.put(self.mesh, array, spec)
 
   def _start_member(self, params, seed):
     if self.uses_lora:

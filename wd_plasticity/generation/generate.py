@@ -31,7 +31,6 @@ from wd_plasticity.models.config import ModelConfig
 from wd_plasticity.training import mesh as mesh_lib
 
 _FIRST_SLOTS = 128  # of the cache of new tokens; it is doubled when it is full
-_ROWS = ("data", "fsdp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +82,7 @@ class Generator:
     self.sampling, self.eos_id = sampling, eos_id
     self._decoding = _Decoding(model, mesh, sampling, eos_id, num_tokens)
     self._memory_bytes = memory_bytes
-    shapes = jax.eval_shape(lambda: decoder.init_params(model, jax.random.key(0)))
+    shapes = decoder.param_shapes(model)
     specs = mesh_lib.parameter_specs(shapes)
     gathered = jax.tree.map(
         lambda spec: NamedSharding(mesh, mesh_lib.with_members(_without_fsdp(spec))), specs,
@@ -92,7 +91,7 @@ class Generator:
     self._prepare = jax.jit(functools.partial(_cast, model=model), out_shardings=gathered)
     self._run = jax.jit(
         self._generate_batch,
-        in_shardings=(gathered, *[NamedSharding(mesh, P(_ROWS))] * 4, replicated),
+        in_shardings=(gathered, *[NamedSharding(mesh, mesh_lib.ROWS)] * 4, replicated),
         out_shardings=replicated)
 
   def generate(self, params_M: dict, prompts: Sequence[np.ndarray], seed: int = 0,
@@ -122,7 +121,7 @@ class Generator:
     tokens = np.full((*shape, s.max_new_tokens), self._decoding.filler, np.int32)
     lengths = np.zeros(shape, np.int32)
     params_M = self._prepare(params_M)
-    shares = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+    shares = mesh_lib.row_shares(self.mesh)
     done = 0
     for batch in make_batches(prompts, self.model, s, shares,
                               -(-self.num_members // self.mesh.shape["sweep"]),
@@ -137,8 +136,7 @@ class Generator:
     return Generated(tokens, lengths)
 
   def _place(self, batch: Batch):
-    sharding = NamedSharding(self.mesh, P(_ROWS))
-    return [jax.make_array_from_callback(a.shape, sharding, a.__getitem__)
+    return [mesh_lib.put(self.mesh, a, mesh_lib.ROWS)
             for a in (batch.tokens_BxL, batch.lengths_B, batch.index_B, batch.is_prompt_B)]
 
   def _generate_batch(self, params_M, tokens_BxL, lengths_B, index_B, is_prompt_B, seed):
@@ -189,7 +187,7 @@ class _Decoding:
     on_cpu = jax.default_backend() == "cpu"
     self.cache_dtype = jnp.dtype("float32" if on_cpu else model.compute_dtype)
     heads = "tensor" if model.num_kv_heads % mesh.shape["tensor"] == 0 else None
-    self._cache_sharding = NamedSharding(mesh, P(_ROWS, heads))
+    self._cache_sharding = NamedSharding(mesh, P(*mesh_lib.ROWS, heads))
 
   def cache_sizes(self) -> list[int]:
     """Slots of the cache of new tokens, growing; the newest token needs none."""

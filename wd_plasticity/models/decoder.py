@@ -178,6 +178,11 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
   return nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(params=key)), nnx.Param))
 
 
+def param_shapes(config: ModelConfig) -> Params:
+  """Shapes and dtypes of `init_params`, without making any array."""
+  return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
 def hidden_states(params: Params, config: ModelConfig, tokens_BxL: jax.Array,
                   segment_ids_BxL: jax.Array | None = None) -> jax.Array:
   """The residual stream after the final norm.

@@ -25,7 +25,6 @@ from wd_plasticity.reward.chat import ChatTokenizer
 from wd_plasticity.training import mesh as mesh_rules
 
 ARCHITECTURE = "LlamaForSequenceClassification"
-_ROWS = P(("data", "fsdp"))
 _FIRST_BUCKET = 128
 
 
@@ -48,7 +47,7 @@ class RewardModel:
     self._chat = chat
     self._mesh = mesh
     self._pad_id = pad_id
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = mesh_rules.row_shares(mesh)
     self._rows = -(-batch_size // shards) * shards
     self._program = jax.jit(self._scores, out_shardings=NamedSharding(mesh, P()))
 
@@ -125,8 +124,7 @@ class RewardModel:
     for row, ids in enumerate(tokens):
       tokens_BxL[row, :len(ids)] = ids
       last_B[row] = last_token(ids, self._pad_id)
-    put = lambda array: jax.make_array_from_callback(
-        array.shape, NamedSharding(self._mesh, _ROWS), lambda index: array[index])
+    put = lambda array: mesh_rules.put(self._mesh, array, mesh_rules.ROWS)
     return self._program(self._params, self._score_head, put(tokens_BxL), put(last_B))
 
   def _scores(self, params, score_Dx1, tokens_BxL, last_B):
@@ -170,13 +168,12 @@ def load_reward_model(directory: str | os.PathLike, mesh: Mesh | None = None, *,
   chat = ChatTokenizer(directory)
 
   mesh = _mesh(mesh)
-  shapes = jax.eval_shape(lambda: decoder.init_params(config, jax.random.key(0)))
+  shapes = decoder.param_shapes(config)
   mesh_rules.check_parameters(shapes, dict(mesh.shape))
 
   def place(name, array):
     spec = P() if name == "score/kernel" else mesh_rules.parameter_spec(name)
-    return jax.make_array_from_callback(
-        array.shape, NamedSharding(mesh, spec), lambda index: array[index])
+    return mesh_rules.put(mesh, array, spec)
 
   params = transformers_weights.from_transformers(tensors, config, score_head=True, place=place)
   digest = hashlib.sha256(json.dumps([fields, chat.fingerprint], sort_keys=True).encode())

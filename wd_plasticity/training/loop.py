@@ -192,7 +192,7 @@ class ChunkTrainer:
 
   def _eval_sets(self) -> dict:
     train = self.config.train
-    shares = self.program.mesh.shape["data"] * self.program.mesh.shape["fsdp"]
+    shares = mesh_lib.row_shares(self.program.mesh)
     batch_size = -(-min(train.eval_sequences, train.global_batch_size) // shares) * shares
     place = mesh_lib.BatchPlacer(self.program.mesh, 1, batch_size,
                                  spec=jax.sharding.PartitionSpec(None, ("data", "fsdp")))

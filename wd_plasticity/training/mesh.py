@@ -29,6 +29,7 @@ RULES = (
 )
 BATCH = P("sweep", ("data", "fsdp"))  # tokens [M, B, L+1]
 MEMBERS = P("sweep")  # one value per member
+ROWS = P(("data", "fsdp"))  # rows of a batch that all members share
 
 
 def axis_sizes(section: ConfigDict, num_devices: int) -> dict[str, int]:
@@ -91,6 +92,22 @@ def check_parameters(params, sizes: dict[str, int]):
 def with_members(spec: P) -> P:
   """The spec of an array that has a leading member axis."""
   return P("sweep", *spec)
+
+
+def stacked(specs):
+  """A tree of specs as that of arrays with a leading member axis."""
+  return jax.tree.map(with_members, specs, is_leaf=lambda s: isinstance(s, P))
+
+
+def row_shares(mesh: Mesh) -> int:
+  """Parts that rows are divided into; their number must be a multiple of this."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def put(mesh: Mesh, array: np.ndarray, spec: P) -> jax.Array:
+  """An array that every process holds whole, laid on the mesh."""
+  array = np.asarray(array)
+  return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), array.__getitem__)
 
 
 def sharding(mesh: Mesh, spec: P) -> NamedSharding:

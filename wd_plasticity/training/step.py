@@ -49,15 +49,14 @@ class Program:
     self.model, self.optimizer, self.options = model, optimizer, options
     self.mesh, self.num_members = mesh, num_members
     # A tile holds the same share of every device's rows.
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    self._tile_tokens = options.loss_tile_tokens or loss.default_tile_tokens() * shares
+    self._tile_tokens = options.loss_tile_tokens or (
+        loss.default_tile_tokens() * mesh_lib.row_shares(mesh))
     shapes = jax.eval_shape(lambda: _init_member(model, optimizer, jax.random.key(0)))
     self.member_shapes = shapes
     mesh_lib.check_parameters(shapes["params"], dict(mesh.shape))
     specs = state_specs(shapes)
-    stacked = jax.tree.map(mesh_lib.with_members, specs, is_leaf=lambda s: isinstance(s, P))
     self._one = self._place(specs)
-    self.state_sharding = self._place(stacked)
+    self.state_sharding = self._place(mesh_lib.stacked(specs))
     per_member = self._place(P("sweep"))
     batch = self._place(mesh_lib.BATCH)
     replicated = self._place(P())  # every process reads the metrics of every member
@@ -70,8 +69,8 @@ class Program:
         out_shardings=(self.state_sharding, replicated))
     self.eval_step = jax.jit(
         mesh_lib.over_members(self._eval_member, (0, None, None), num_members),
-        in_shardings=(self.state_sharding["params"], self._place(P(("data", "fsdp"))),
-                      self._place(P(("data", "fsdp")))),
+        in_shardings=(self.state_sharding["params"], self._place(mesh_lib.ROWS),
+                      self._place(mesh_lib.ROWS)),
         out_shardings=replicated)
     self._slice = jax.jit(lambda state, m: jax.tree.map(lambda x: x[m], state),
                           out_shardings=self._one)
@@ -108,11 +107,7 @@ class Program:
 
   def hyper(self, learning_rates, weight_decays) -> dict:
     """Hyperparameters on the devices: learning rates [M], decay per group [M, P]."""
-    place = self._place(P("sweep"))
-    values = {"learning_rate": learning_rates, "weight_decay": weight_decays}
-    arrays = {k: np.asarray(v, np.float32) for k, v in values.items()}
-    return {k: jax.make_array_from_callback(a.shape, place, a.__getitem__)
-            for k, a in arrays.items()}
+    return place_hyper(self.mesh, learning_rates, weight_decays)
 
   def _place(self, specs):
     return mesh_lib.shardings(self.mesh, specs)
@@ -159,6 +154,13 @@ class Program:
     weights_BxL = jnp.broadcast_to(weights_B[:, None], targets_BxL.shape).astype(jnp.float32)
     ce, _ = self._sums(params, tokens_BxL[:, :-1], targets_BxL, weights_BxL, 0.0)
     return ce, jnp.sum(weights_BxL)
+
+
+def place_hyper(mesh: Mesh, learning_rates, weight_decays) -> dict:
+  """Learning rates [M] and decay per group [M, P] on the devices of their members."""
+  values = {"learning_rate": learning_rates, "weight_decay": weight_decays}
+  return {k: mesh_lib.put(mesh, np.asarray(v, np.float32), mesh_lib.MEMBERS)
+          for k, v in values.items()}
 
 
 def document_ids(tokens_BxL: jax.Array, end_of_document: int | None) -> jax.Array | None:

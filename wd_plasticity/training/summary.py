@@ -12,7 +12,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
@@ -21,6 +21,7 @@ from rich.table import Table
 
 from wd_plasticity.config import flatten
 from wd_plasticity.errors import UserError
+from wd_plasticity.files import write_atomically, write_text
 from wd_plasticity.training import checkpoint
 from wd_plasticity.training.metrics import read_metrics
 from wd_plasticity.training.progress import format_count
@@ -181,23 +182,18 @@ def write_summary(workdir: str | os.PathLike, console: Console | None = None) ->
 
   workdir = Path(workdir)
   rows = summarise(workdir)
-  _write_atomically(workdir / "sweep.csv", lambda f: f.write(_csv(rows).encode("utf-8")))
+  write_text(workdir / "sweep.csv", _csv(rows))
   text = json.dumps(rows, indent=2, allow_nan=False) + "\n"
-  _write_atomically(workdir / "sweep.json", lambda f: f.write(text.encode("utf-8")))
-  _write_atomically(workdir / "sweep.png", lambda f: summary_plot.save(rows, settings(rows), f))
-  if console is None:
-    console = Console()
-    if not console.is_terminal:
-      console = Console(width=160)  # a file has no width, rich would take 80 columns
-  _print_table(rows, console)
+  write_text(workdir / "sweep.json", text)
+  write_atomically(workdir / "sweep.png", lambda f: summary_plot.save(rows, settings(rows), f))
+  _print_table(rows, console or wide_console())
   return rows
 
 
-def _write_atomically(path: Path, write: Callable) -> None:
-  temporary = path.with_name(path.name + ".tmp")
-  with open(temporary, "wb") as f:
-    write(f)
-  os.replace(temporary, path)
+def wide_console(width: int = 160) -> Console:
+  """Standard output; where it is a file, which has no width, as wide as `width`."""
+  console = Console()
+  return console if console.is_terminal else Console(width=width)  # rich would take 80 columns
 
 
 def _csv(rows: Sequence[dict]) -> str:
