@@ -87,7 +87,8 @@ class Tuning:
       session.results.write(
           target, item_name(work.task, work.point),
           settings_of(session, work.point, work.task, work.splits),
-          _values(plan, m, before, tuned, after), records=_records(plan, m, before, after))
+          _values(plan, m, before, tuned, after), records=_records(plan, m, before, after),
+          arrays=_scores(plan, m, before, after))
 
   # Evaluations.
 
@@ -215,6 +216,17 @@ def _forgetting(before, after, m: int) -> dict[str, Any] | None:
   return {"before": float(before[m].mean()), "after": float(after[m].mean()),
           "value": float(change.mean()),
           "se": float(change.std(ddof=1) / np.sqrt(n)) if n > 1 else None, "n": n}
+
+
+def _scores(plan: Plan, m: int, before: dict, after: dict) -> dict[str, np.ndarray]:
+  """'<split>/keys' [n] of the problems, and their '<split>/<stage>/<measure>' [n]."""
+  arrays = {}
+  for split, evaluation in plan.evaluations.items():
+    arrays[f"{split}/keys"] = np.array([p.key for p in evaluation.problems], np.str_)
+    for stage, made in (("before", before), ("after", after)):
+      for measure, scores in evaluation.scores(made["splits"][split][m]).items():
+        arrays[f"{split}/{stage}/{measure}"] = scores.astype(np.float32)
+  return arrays
 
 
 def _records(plan: Plan, m: int, before: dict, after: dict) -> list[dict]:

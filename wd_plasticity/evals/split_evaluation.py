@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from wd_plasticity.analysis import statistics
 from wd_plasticity.errors import UserError
 from wd_plasticity.finetuning import scoring
 from wd_plasticity.finetuning.examples import Template
@@ -167,15 +166,17 @@ class SplitEvaluation:
                for s in range(generated.lengths_MxPxS.shape[2])]
         yield m, i, [grading.truncate_at_stop(self._template.decode(x)).strip() for x in ids]
 
+  def scores(self, records: Sequence[dict]) -> dict[str, np.ndarray]:
+    """The scores [problems] of one member by name, NaN for problems that do not count."""
+    same = lambda a, b: grading.same_answer(self.task, a, b)
+    made = {**sample_metrics.option_scores(records), **sample_metrics.sample_scores(records, same)}
+    if any("response_logprob" in r for r in records):
+      made["response_loss"] = np.array([
+          -r["response_logprob"] / r["response_tokens"] if "response_logprob" in r else np.nan
+          for r in records])
+    return made
+
   def metrics(self, records: Sequence[dict]) -> dict[str, Any]:
     """The figures of one member from its records, each with standard error and n."""
-    same = lambda a, b: grading.same_answer(self.task, a, b)
-    values = {"problems": len(self.problems), "prompts_cut": self.prompts_cut,
-              **sample_metrics.option_metrics(records),
-              **sample_metrics.sample_metrics(records, same)}
-    losses = [-r["response_logprob"] / r["response_tokens"] for r in records
-              if "response_logprob" in r]
-    if losses:
-      mean = statistics.mean_with_error(losses)
-      values["response_loss"] = {"value": mean["mean"], "se": mean["se"], "n": mean["n"]}
-    return values
+    return {"problems": len(self.problems), "prompts_cut": self.prompts_cut,
+            **sample_metrics.means(self.scores(records))}

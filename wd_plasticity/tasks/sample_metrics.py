@@ -13,7 +13,8 @@ and one of a problem with options
 Every metric is {value, se, n}: a mean over n problems and its standard error.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,45 +24,56 @@ from wd_plasticity.analysis import statistics
 Metric = dict[str, Any]
 
 
-def sample_metrics(records: Sequence[dict],
-                   same: Callable[[str | None, str | None], bool]) -> dict[str, Metric]:
-  """The metrics of the study, as far as the records allow them.
+def sample_scores(records: Sequence[dict],
+                  same: Callable[[str | None, str | None], bool]) -> dict[str, np.ndarray]:
+  """The scores [n] of problems whose means are the metrics of the study.
 
   Args:
     records: one per problem, all with the same number k of samples.
     same: whether two answers are the same (`grading.same_answer` of the task).
 
   Returns:
+    As far as the records allow them, with NaN for problems that do not count:
     greedy_pass@1: the greedy sample is right.
     pass@k: any of k samples is right.
     maj@k: the sample that most others agree with is right.
-    correct_ratio@k: the part of the k samples that is right, over the problems with at
-      least one.
+    correct_ratio@k: the part of the k samples that is right, of problems with at least one.
     rm@k: the sample with the highest score is right.
-    orm_score: the mean score, over samples and then problems.
+    orm_score: the mean score of the samples.
 
   Raises:
     ValueError: numbers of samples, answers and scores that differ.
   """
-  metrics = {}
-  greedy = [r["greedy_correct"] for r in records if r.get("greedy_correct") is not None]
-  if greedy:
-    metrics["greedy_pass@1"] = _mean(greedy)
+  scores = {}
+  if any(r.get("greedy_correct") is not None for r in records):
+    scores["greedy_pass@1"] = _of(records, lambda r: r.get("greedy_correct"))
   sampled = [r for r in records if r.get("correct")]
   if not sampled:
-    return metrics
+    return scores
   k = len(sampled[0]["correct"])
   for r in sampled:
     if {len(r["correct"]), len(r["answers"]), len(r.get("scores") or r["correct"])} != {k}:
       raise ValueError(f"a record has not {k} samples with an answer (and a score) each.")
-  metrics[f"pass@{k}"] = _mean([any(r["correct"]) for r in sampled])
-  metrics[f"maj@{k}"] = _mean([r["correct"][majority(r["answers"], same)] for r in sampled])
-  metrics[f"correct_ratio@{k}"] = _mean(
-      [np.mean(r["correct"]) for r in sampled if any(r["correct"])])
+  def put(name, score):
+    scores[name] = _of(records, lambda r: score(r) if r.get("correct") else None)
+  put(f"pass@{k}", lambda r: any(r["correct"]))
+  put(f"maj@{k}", lambda r: r["correct"][majority(r["answers"], same)])
+  put(f"correct_ratio@{k}", lambda r: np.mean(r["correct"]) if any(r["correct"]) else None)
   if all(r.get("scores") for r in sampled):
-    metrics[f"rm@{k}"] = _mean([r["correct"][int(np.argmax(r["scores"]))] for r in sampled])
-    metrics["orm_score"] = _mean([np.mean(r["scores"]) for r in sampled])
-  return metrics
+    put(f"rm@{k}", lambda r: r["correct"][int(np.argmax(r["scores"]))])
+    put("orm_score", lambda r: np.mean(r["scores"]))
+  return scores
+
+
+def sample_metrics(records: Sequence[dict],
+                   same: Callable[[str | None, str | None], bool]) -> dict[str, Metric]:
+  """The means of `sample_scores`."""
+  return means(sample_scores(records, same))
+
+
+def means(scores: Mapping[str, np.ndarray]) -> dict[str, Metric]:
+  """Mean of each score over the problems that have it, with standard error and n."""
+  return {name: _mean(x[~np.isnan(x)]) for name, x in scores.items()}
 
 
 def majority(answers: Sequence[str | None], same: Callable) -> int:
@@ -82,21 +94,24 @@ def majority(answers: Sequence[str | None], same: Callable) -> int:
   return max(clusters, key=len)[0]
 
 
-def option_metrics(records: Sequence[dict]) -> dict[str, Metric]:
-  """Accuracy of choosing the likeliest option.
+def option_scores(records: Sequence[dict]) -> dict[str, np.ndarray]:
+  """Whether [n] the likeliest option is the right one.
 
   Returns:
     acc: by summed log-likelihood; acc_per_byte: divided by the bytes of the option, which
-    is lm-eval's acc_norm; acc_per_token: divided by its tokens.
+    is lm-eval's acc_norm; acc_per_token: divided by its tokens. NaN for problems without
+    options; empty when no problem has some.
   """
-  scored = [r for r in records if r.get("option_logprobs")]
-  if not scored:
+  if not any(r.get("option_logprobs") for r in records):
     return {}
-  return {
-      "acc": _mean([_chosen(r, None) == r["gold"] for r in scored]),
-      "acc_per_byte": _mean([_chosen(r, "option_bytes") == r["gold"] for r in scored]),
-      "acc_per_token": _mean([_chosen(r, "option_tokens") == r["gold"] for r in scored]),
-  }
+  lengths = {"acc": None, "acc_per_byte": "option_bytes", "acc_per_token": "option_tokens"}
+  return {name: _of(records, lambda r, field=field: _chosen(r, field) == r["gold"]
+                    if r.get("option_logprobs") else None) for name, field in lengths.items()}
+
+
+def option_metrics(records: Sequence[dict]) -> dict[str, Metric]:
+  """The means of `option_scores`."""
+  return means(option_scores(records))
 
 
 def _chosen(record: dict, lengths: str | None) -> int:
@@ -104,6 +119,11 @@ def _chosen(record: dict, lengths: str | None) -> int:
   if lengths:
     scores = scores / np.maximum(np.asarray(record[lengths], np.float64), 1.0)
   return int(np.argmax(scores))
+
+
+def _of(records: Sequence[dict], score: Callable[[dict], float | None]) -> np.ndarray:
+  return np.array([math.nan if (value := score(r)) is None else value for r in records],
+                  np.float64)
 
 
 def _mean(values: Sequence[float]) -> Metric:
