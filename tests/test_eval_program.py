@@ -155,3 +155,15 @@ def test_a_member_that_is_not_finished_is_told(trained, tmp_path):
   assert [t.name for t in found] == ["wd0-seed0/6"]
   assert "its last checkpoint is of step 6 of 12" in notes[0]
   assert "wd3-seed0 has no finished checkpoint" in notes[1]
+
+
+def test_results_of_other_settings_are_set_aside_when_asked_to(trained, tmp_path):
+  _run(trained, tmp_path)
+  session = tiny.session("toy", _config(size=2), [trained], tmp_path, replace=True)
+  done = []
+  program.execute(session, lambda s: done.append(_toy(s)))
+  assert done == [2]
+  kept = tmp_path / "outdated/evals/toy/wd0-seed0/12/sum.json"
+  assert json.loads(kept.read_text())["settings"]["size"] == 1
+  assert kept.with_suffix(".jsonl").exists() and kept.with_suffix(".npz").exists()
+  assert session.results.load(session.targets[0], "sum")["settings"]["size"] == 2

@@ -89,7 +89,7 @@ def train(corpus, workdir, weight_decays=(0.0, 3.0), steps=12) -> pathlib.Path:
   return workdir
 
 
-def session(program, config, checkpoints, workdir, points=(), **mesh):
+def session(program, config, checkpoints, workdir, points=(), replace=False, **mesh):
   """A session of an eval program in this process, on a mesh of all eight devices."""
   from wd_plasticity import members as members_lib
   from wd_plasticity.evals.program import Session
@@ -97,4 +97,4 @@ def session(program, config, checkpoints, workdir, points=(), **mesh):
   config.mesh.update(mesh or dict(sweep=1, data=8, fsdp=1, tensor=1))
   points = points or members_lib.expand(config, None, alone=())
   return Session(program, config, [str(c) for c in checkpoints], str(workdir), command="test",
-                 points=points)
+                 points=points, replace=replace)

@@ -4,7 +4,9 @@ import importlib.util
 import json
 import os
 import pathlib
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
@@ -12,6 +14,9 @@ from ml_collections import config_flags
 
 from wd_plasticity import errors
 from wd_plasticity.errors import UserError
+
+# Names the end of a pipe that is closed when the program that started this one has ended.
+PARENT_VARIABLE = "WD_PLASTICITY_PARENT_PIPE"
 
 
 def define_config_flag(name: str = "config"):
@@ -39,7 +44,19 @@ def run(main: Callable[[Sequence[str]], None]):
       sys.stdout.flush()
       sys.stderr.flush()
       os._exit(e.code)
+  _end_with_parent()
   app.run(quiet_main, flags_parser=parse)
+
+
+def _end_with_parent() -> None:
+  """Has this process stop in good order should the study that started it be killed."""
+  pipe = os.environ.pop(PARENT_VARIABLE, None)
+  if pipe is None:
+    return
+  def watch():
+    os.read(int(pipe), 1)  # returns when the other end is closed
+    os.kill(os.getpid(), signal.SIGTERM)
+  threading.Thread(target=watch, daemon=True).start()
 
 
 def _parse(argv):
@@ -82,13 +99,18 @@ def config_source(name: str = "config") -> tuple[str, dict]:
   return config_flags.get_config_filename(flag), config_flags.get_override_values(flag)
 
 
-def load_sweep(filename: str) -> Callable | None:
-  """The function `sweep(add)` of a config file, or None when it declares none."""
+def load_function(filename: str, name: str) -> Callable | None:
+  """A function of a config file, such as `sweep(add)`; None when it declares none."""
   path = pathlib.Path(filename.split(":", 1)[0])
-  spec = importlib.util.spec_from_file_location(f"_sweep_of_{path.stem}", path)
+  spec = importlib.util.spec_from_file_location(f"_{name}_of_{path.stem}", path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return getattr(module, "sweep", None)
+  return getattr(module, name, None)
+
+
+def load_sweep(filename: str) -> Callable | None:
+  """The function `sweep(add)` of a config file, or None when it declares none."""
+  return load_function(filename, "sweep")
 
 
 def parse_arguments(text: str | None, **defaults):

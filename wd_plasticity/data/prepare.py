@@ -78,18 +78,8 @@ def prepare(data, cache_dir: str | os.PathLike, report: Callable[[str], None] = 
   Raises:
     UserError: for a wrong field, unreadable sources, too little data or disk space.
   """
-  _check(data)
+  train, validation, hashes = _sources(data, cache_dir)
   cache_dir = os.path.abspath(os.path.expanduser(cache_dir))
-  try:
-    os.makedirs(cache_dir, exist_ok=True)
-  except OSError as e:
-    raise _cannot_write(cache_dir, e) from e
-  train = sources.open_source(data.source, data.train, data.text_field, "data.train")
-  validation = None
-  if data.validation:
-    validation = sources.open_source(
-        data.source, data.validation, data.text_field, "data.validation")
-  hashes = records_lib.FileHashes(os.path.join(cache_dir, "source_hashes.json"))
   fingerprint = _fingerprint(data, train, validation, hashes)
   hashes.save()
   directory = os.path.join(cache_dir, fingerprint[:32])
@@ -116,6 +106,35 @@ def prepare(data, cache_dir: str | os.PathLike, report: Callable[[str], None] = 
   finally:
     lock.release()
   return prepared
+
+
+def fingerprint_of(data, cache_dir: str | os.PathLike) -> str:
+  """The fingerprint of the data of a configuration as they are now; prepares nothing.
+
+  Raises:
+    UserError: as `prepare`.
+  """
+  train, validation, hashes = _sources(data, cache_dir)
+  fingerprint = _fingerprint(data, train, validation, hashes)
+  hashes.save()
+  return fingerprint
+
+
+def _sources(data, cache_dir):
+  """The checked sources of training and validation, and the known hashes of their files."""
+  _check(data)
+  cache_dir = os.path.abspath(os.path.expanduser(cache_dir))
+  try:
+    os.makedirs(cache_dir, exist_ok=True)
+  except OSError as e:
+    raise _cannot_write(cache_dir, e) from e
+  train = sources.open_source(data.source, data.train, data.text_field, "data.train")
+  validation = None
+  if data.validation:
+    validation = sources.open_source(
+        data.source, data.validation, data.text_field, "data.validation")
+  hashes = records_lib.FileHashes(os.path.join(cache_dir, "source_hashes.json"))
+  return train, validation, hashes
 
 
 def open_prepared(cache_dir: str | os.PathLike, fingerprint: str) -> Prepared | None:

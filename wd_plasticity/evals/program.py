@@ -49,7 +49,8 @@ class Session:
   """
 
   def __init__(self, program: str, config: ConfigDict, checkpoints: Sequence[str],
-               workdir: str, *, command: str = "", points: Sequence[members_lib.Member] = ()):
+               workdir: str, *, command: str = "", points: Sequence[members_lib.Member] = (),
+               replace: bool = False):
     self.config, self.workdir = config, pathlib.Path(workdir)
     self.program = program
     self.points = list(points)
@@ -58,7 +59,7 @@ class Session:
         tokenizer_dir=config.tokenizer_dir)
     for note in notes:
       self.print(note)
-    self.results = Results(workdir, program, command)
+    self.results = Results(workdir, program, command, replace=replace)
     self.mesh = mesh_lib.make_mesh(config.mesh)
     self._prepared: dict[str, prepare.Prepared] = {}
 
@@ -193,6 +194,10 @@ def run(program: str, main: Callable[[Session], None]) -> None:
   workdir = flags.DEFINE_string(
       "workdir", None, f"Results go to WORKDIR/evals/{program}; nothing is written outside.")
 
+  replace = flags.DEFINE_bool(
+      "replace", False, "Results made with other settings are moved to WORKDIR/outdated and made "
+      "again; without it they are refused.")
+
   def start(argv):
     del argv
     config = config_flag.value
@@ -212,7 +217,7 @@ def run(program: str, main: Callable[[Session], None]) -> None:
     signal.signal(signal.SIGTERM, _stop)
     command = shlex.join(["python", "-m", f"wd_plasticity.evals.{program}", *sys.argv[1:]])
     session = Session(program, config, checkpoints.value, workdir.value, command=command,
-                      points=points)
+                      points=points, replace=replace.value)
     session.print(line)
     session.print(f"{len(session.targets)} checkpoint(s) of "
                   f"{len({t.member for t in session.targets})} member(s)")

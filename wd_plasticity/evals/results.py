@@ -27,11 +27,21 @@ SCHEMA_VERSION = 1
 
 
 class Results:
-  """The results of one program in one work directory."""
+  """The results of one program in one work directory.
 
-  def __init__(self, workdir: str | os.PathLike, program: str, command: str):
+  Args:
+    workdir: of the evaluation.
+    program: name of the eval program.
+    command: written into every result.
+    replace: what was made with other settings is moved to <workdir>/outdated instead of
+      refused.
+  """
+
+  def __init__(self, workdir: str | os.PathLike, program: str, command: str, *,
+               replace: bool = False):
     self.directory = Path(workdir) / "evals" / program
-    self._program, self._command = program, command
+    self._program, self._command, self._replace = program, command, replace
+    self._outdated = Path(workdir) / "outdated" / "evals" / program
 
   def path(self, target: Target, item: str, suffix: str = ".json") -> Path:
     return self.directory / target.member / str(target.step) / f"{item}{suffix}"
@@ -40,22 +50,43 @@ class Results:
     """Whether there is a result of this checkpoint, made with these settings.
 
     Raises:
-      UserError: there is one that was made with others, or of another checkpoint.
+      UserError: there is one that was made with others, or of another checkpoint, and the
+        results are not to be replaced.
     """
     path = self.path(target, item)
     if not path.exists():
       return False
+    difference = self._difference(target, item, settings)
+    if not difference:
+      return True
+    if not self._replace:
+      raise UserError(f"{path} {difference}; give another --workdir, let it be made again by "
+                      "--replace, or delete that file.")
+    self._set_aside(target, item)
+    return False
+
+  def _difference(self, target: Target, item: str, settings: Mapping[str, Any]) -> str:
+    """In words what tells the result on disk from the one that is wanted; '' for nothing."""
     made = self.load(target, item)
-    elsewhere = "give another --workdir, or delete that file to have it made again."
     if made["checkpoint"]["data_fingerprint"] != target.meta["data_fingerprint"] or (
         made["checkpoint"]["pretraining"] != _pretraining(target)):
-      raise UserError(f"{path} is of another checkpoint named {target.name}; {elsewhere}")
+      return f"is of another checkpoint named {target.name}"
     before, now = flatten(made["settings"]), flatten(as_json(settings))
     for field in before | now:
       if before.get(field) != now.get(field):
-        raise UserError(f"{path} was made with {field}={json.dumps(before.get(field))} and now it "
-                        f"is {json.dumps(now.get(field))}; {elsewhere}")
-    return True
+        return (f"was made with {field}={json.dumps(before.get(field))} and now it is "
+                f"{json.dumps(now.get(field))}")
+    return ""
+
+  def _set_aside(self, target: Target, item: str) -> None:
+    if not distributed.is_first():
+      return
+    folder = self._outdated / target.member / str(target.step)
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix in (".json", ".jsonl", ".npz"):  # in this order: never done without its arrays
+      path = self.path(target, item, suffix)
+      if path.exists():
+        os.replace(path, folder / path.name)
 
   def load(self, target: Target, item: str) -> dict[str, Any]:
     """The JSON of a finished item.
@@ -152,24 +183,27 @@ def _csv(items: Sequence[dict]) -> str:
                    "se", "n"])
   for item in items:
     c = item["checkpoint"]
-    for measure, figure in _figures(item["values"], ""):
+    for measure, numbers in figures(item["values"]):
       writer.writerow([c["member"], c["weight_decay"], c["seed"], c["step"], c["tokens"],
-                       item["item"], measure, *figure])
+                       item["item"], measure, *numbers])
   return stream.getvalue()
 
 
-def _figures(value: Any, name: str) -> Iterator[tuple[str, tuple]]:
-  """Numbers of nested values by slash-joined name; lists of objects, such as curves, are not."""
+def figures(value: Any, name: str = "") -> Iterator[tuple[str, tuple]]:
+  """Yields the numbers of nested values as slash-joined name and (value, se, n).
+
+  Numbers without an error have None there. Lists of objects, such as curves, are left out.
+  """
   if isinstance(value, Mapping):
     if "value" in value:
       yield name, (value["value"], value.get("se"), value.get("n"))
     for key, inner in value.items():
       if "value" not in value or key not in ("value", "se", "n"):
-        yield from _figures(inner, f"{name}/{key}".lstrip("/"))
+        yield from figures(inner, f"{name}/{key}".lstrip("/"))
   elif isinstance(value, list):
     for i, inner in enumerate(value):
       if not isinstance(inner, Mapping):
-        yield from _figures(inner, f"{name}/{i}")
+        yield from figures(inner, f"{name}/{i}")
   elif isinstance(value, (int, float)) and not isinstance(value, bool):
     yield name, (value, None, None)
 

@@ -1,5 +1,6 @@
 """Progress of a long job: a bar on a terminal, plain lines anywhere else."""
 
+import os
 import time
 from collections.abc import Callable
 
@@ -8,6 +9,11 @@ from rich.console import Console
 from rich.table import Column
 from rich.text import Text
 
+from wd_plasticity.files import write_json
+
+# Names a file in which a program that runs as a step of a study says how far it is.
+FILE_VARIABLE = "WD_PLASTICITY_PROGRESS_FILE"
+_SECONDS_BETWEEN_WRITES = 1.0
 # Plain lines come no faster than this, and thin out as the job goes on: a tenth of
 # the time elapsed apart, up to five minutes.
 _FIRST_SECONDS_BETWEEN_LINES = 10.0
@@ -86,6 +92,7 @@ class Progress:
     self._work, self._seconds = 0, 0.0  # measured so far
     self._printed_at, self._printed_done = None, None
     self._bar = None
+    self._file, self._written_at = os.environ.get(FILE_VARIABLE) if enabled else None, None
 
   def __enter__(self) -> "Progress":
     self._started = self._clock()
@@ -108,6 +115,7 @@ class Progress:
       self._bar.stop()
     elif self._printed_done is not None and self._printed_done != self._done:
       self._print_line()
+    self._write_file(self._clock(), now_or_never=True)
 
   def update(self, done: int, **fields) -> None:
     """Reports units of work done in all, and what to show beside them.
@@ -128,6 +136,7 @@ class Progress:
       self._bar.update(self._task, completed=done)
     elif self._enabled and self._line_is_due(now):
       self._print_line()
+    self._write_file(now)
 
   def skip(self, done: int) -> None:
     """Moves to `done` without counting the way there as work of this start.
@@ -168,6 +177,13 @@ class Progress:
     if self._bar is not None and self._console.width < _NARROW:
       del parts[1]
     return "  ".join(p for p in parts if p)
+
+  def _write_file(self, now: float, now_or_never: bool = False) -> None:
+    if self._file and (now_or_never or self._written_at is None
+                       or now - self._written_at >= _SECONDS_BETWEEN_WRITES):
+      self._written_at = now
+      write_json(self._file, {"done": self._done, "total": self._total, "unit": self._unit,
+                              "seconds_left": self.seconds_left, "status": self.status()})
 
   def _line_is_due(self, now: float) -> bool:
     if self._printed_at is None:

@@ -1,0 +1,83 @@
+"""Runs a whole study: pretraining, everything measured on it, and the report.
+
+  python -m wd_plasticity.study --config=configs/quickstart.py --workdir=runs/quickstart
+
+The config is one of pretraining whose file also has a function `evals(add)`. The same
+command again goes on where the last one stopped, and redoes what a change of the config
+or of the data has made invalid; what it replaces is kept in WORKDIR/outdated.
+"""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from wd_plasticity import cli
+from wd_plasticity import members as members_lib
+from wd_plasticity.data import prepare
+from wd_plasticity.errors import UserError
+from wd_plasticity.files import write_text
+from wd_plasticity.study import plan, records
+from wd_plasticity.study import run as run_lib
+from wd_plasticity.study.display import Display
+
+_CONFIG = cli.define_config_flag()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study; nothing is written outside.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the steps and their state; run nothing.")
+
+
+def main(argv: Sequence[str]):
+  del argv
+  if _CONFIG.value is None:
+    raise UserError("--config=FILE is missing; --config=configs/quickstart.py is a first one.")
+  if _WORKDIR.value is None:
+    raise UserError("--workdir=FOLDER is missing; checkpoints, results and the report go there.")
+  config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+  filename, overrides = cli.config_source()
+  _, colon, argument = filename.partition(":")
+  if config.distributed.mode == "on":
+    raise UserError("a study starts its programs on one machine; with distributed.mode=on run "
+                    "wd_plasticity.main and the eval programs by themselves.")
+  members = members_lib.expand(config, cli.load_sweep(filename), tuple(overrides))
+  evals = plan.load_evals(cli.load_function(filename, "evals"), argument if colon else None)
+  cache = pathlib.Path(config.data.cache_dir or workdir / "cache")
+  data_fingerprint = prepare.fingerprint_of(config.data, cache)
+  own_flags = [a for a in sys.argv[1:] if a.startswith(("--config", "-config"))]
+  steps = plan.make_steps(own_flags, members, data_fingerprint, evals, str(workdir))
+  known = records.Records(workdir)
+  if _DRY_RUN.value:
+    for step in steps:
+      print(f"{step.name}: {'done' if known.holds(step) else 'to do'}\n  {step.shown()}")
+    return
+  for line in records.set_aside_changed_members(workdir, members, data_fingerprint):
+    print(line, flush=True)
+  for e in evals:
+    write_text(plan.config_path(str(workdir), e.program), plan.config_text(e))
+  with Display(steps) as display:
+    made = run_lib.run(steps, known, display)
+  _conclude(made, workdir)
+
+
+def _conclude(made: Sequence[records.Record], workdir: pathlib.Path) -> None:
+  """Says what was found, where the report is, and what failed; exit status 1 if something did."""
+  console = Console()
+  answer = workdir / "report" / "answer.txt"
+  if made[-1].state == records.DONE and answer.is_file():
+    text = answer.read_text(encoding="utf-8").strip()
+    console.print(Padding(Text(text), (1, 2)))
+    print(f"report: {workdir / 'report' / 'report.html'}")
+  failed = [r for r in made if r.state != records.DONE]
+  for r in failed:
+    where = f"; its log is {workdir / r.log}" if r.log else ""
+    print(f"{r.name} {r.state}: {r.message}{where}", file=sys.stderr, flush=True)
+  if failed:
+    print("the same command again runs what is left.", file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+  cli.run(main)

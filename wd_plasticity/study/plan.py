@@ -1,0 +1,189 @@
+"""The steps of a study, from its config file: pretraining, what is measured, the report.
+
+A config file of a study is one of pretraining with a function `evals(add)` that names
+the eval programs by their configurations, as `sweep(add)` names the members:
+
+  def evals(add):
+    finetune = finetune_config()
+    finetune.tasks = ("embedded_topic",)
+    add(finetune, sweep=[{"optim.learning_rate": r} for r in (1e-3, 3e-3)], minutes=2)
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from wd_plasticity.config import as_json, flatten
+from wd_plasticity.errors import UserError
+from wd_plasticity.evals import config as eval_config
+from wd_plasticity.evals import finetune_plan
+from wd_plasticity.members import Member, expand
+from wd_plasticity.tasks import registry
+
+PROGRAMS = ("overfit", "probe", "attention_rank", "finetune")
+PRETRAINING, REPORT = "pretraining", "report"
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+  """One eval program of a study.
+
+  Attributes:
+    config: of the program, its name included.
+    sweep: its points; empty for none.
+    minutes: how long it is expected to take, for the time left; 0 when unknown.
+  """
+  config: ConfigDict
+  sweep: tuple[Mapping[str, Any], ...] = ()
+  minutes: float = 0.0
+
+  @property
+  def program(self) -> str:
+    return self.config.program
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """One program that is run, and what decides whether it has to be run again.
+
+  Attributes:
+    name: 'pretraining', an eval program, or 'report'.
+    command: arguments of the Python interpreter.
+    inputs: fingerprint of everything it is made from, but for the steps before it.
+    outputs: globs of its results, relative to the work directory.
+    after: steps whose results it reads.
+    any_of: it is run if one of the steps in `after` has results, otherwise all must.
+    minutes: expected; 0 when unknown.
+  """
+  name: str
+  command: tuple[str, ...]
+  inputs: str
+  outputs: tuple[str, ...]
+  after: tuple[str, ...] = ()
+  any_of: bool = False
+  minutes: float = 0.0
+
+  def shown(self) -> str:
+    """The command as a user would type it."""
+    return shlex.join(["python", *self.command])
+
+
+def load_evals(declare: Callable | None, argument: str | None) -> list[Eval]:
+  """What `evals(add)` of a config file adds.
+
+  Args:
+    declare: the function; it is given `argument` as well when there is one.
+    argument: what stands behind the colon of --config=FILE:ARGUMENT.
+
+  Raises:
+    UserError: no evals, an unknown program, or one that is added twice.
+  """
+  if declare is None:
+    raise UserError("the config file has no function evals(add), which says what a study measures; "
+                    "configs/quickstart.py has one, and wd_plasticity.main pretrains without.")
+  evals: list[Eval] = []
+  def add(config: ConfigDict, sweep: Sequence[Mapping[str, Any]] = (), minutes: float = 0.0):
+    program = config.get("program")
+    if program not in PROGRAMS:
+      raise UserError(f"evals(add) adds a configuration of {program!r}; it can be one of "
+                      f"{', '.join(PROGRAMS)}, from wd_plasticity.evals.config.")
+    if program in [e.program for e in evals]:
+      raise UserError(f"evals(add) adds {program} twice; one configuration can name all its tasks.")
+    evals.append(Eval(config, tuple(dict(p) for p in sweep), minutes))
+  declare(add) if argument is None else declare(add, argument)
+  if not evals:
+    raise UserError("evals(add) of the config file adds nothing; call add(finetune_config()).")
+  return evals
+
+
+def read_tasks(e: Eval) -> list[str]:
+  """Reads the data of every task of a program, so that a mistake is found before any training.
+
+  Returns:
+    Fingerprints of what was read.
+
+  Raises:
+    UserError: an impossible field, an unknown task, or files that cannot be read.
+  """
+  for point in expand(e.config, _sweep_of(e), alone=()):
+    if e.program == "finetune":
+      finetune_plan.check(point.config)
+  found = []
+  for name in e.config.get("tasks", ()):
+    task, sources = registry.get(name), e.config.sources[name]
+    wanted = [s for s in task.splits if task.embedded or sources[s]]
+    if len(wanted) < 2:
+      missing = next(s for s in task.splits if s not in wanted)
+      raise UserError(f"task {name} of {e.program} needs files to learn from and files to be "
+                      f"tested on; set sources.{name}.{missing} of its configuration.")
+    found += [registry.load(name, split, sources[split]).fingerprint for split in wanted]
+  return found
+
+
+def make_steps(config_flags: Sequence[str], members: Sequence[Member], data_fingerprint: str,
+               evals: Sequence[Eval], workdir: str) -> list[Step]:
+  """The steps of a study in the order in which they are run.
+
+  Args:
+    config_flags: the --config flags of the command line.
+    members: of the pretraining.
+    data_fingerprint: of its data as they are now.
+    evals: what is measured.
+    workdir: of the study.
+  """
+  place = f"--workdir={workdir}"
+  steps = [Step(
+      PRETRAINING, ("-m", "wd_plasticity.main", *config_flags, place),
+      fingerprint([{"name": m.name, "config": as_json(m.config)} for m in members],
+                  data_fingerprint),
+      ("members/*/config.json", "members/*/metrics.jsonl", "members/*/FAILED.json",
+       "members/*/checkpoints/*/commit_success.txt"))]
+  for e in evals:
+    steps.append(Step(
+        e.program,
+        ("-m", f"wd_plasticity.evals.{e.program}", f"--config={config_path(workdir, e.program)}",
+         f"--checkpoint={workdir}", place, "--replace"),
+        fingerprint(as_json(e.config), e.sweep, read_tasks(e)),
+        (f"evals/{e.program}/*/*/*.json", f"evals/{e.program}/*/*/*.npz"),
+        after=(PRETRAINING,), minutes=e.minutes))
+  steps.append(Step(
+      REPORT, ("-m", "wd_plasticity.report", place), "", ("report/**/*",),
+      after=tuple(s.name for s in steps), any_of=True, minutes=0.3))
+  return steps
+
+
+def fingerprint(*values: Any) -> str:
+  """A short hash of values that JSON can hold."""
+  return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
+
+
+# Configurations as files, so that any step can be run again by its own command.
+
+
+def config_path(workdir: str, program: str) -> pathlib.Path:
+  return pathlib.Path(workdir) / "study" / f"{program}.py"
+
+
+def config_text(e: Eval) -> str:
+  """A config file with the fields in which a configuration differs from the default."""
+  default = flatten(getattr(eval_config, f"{e.program}_config")().to_dict())
+  lines = [
+      '"""Written by wd_plasticity.study; change the config of the study instead."""', "",
+      f"from wd_plasticity.evals.config import {e.program}_config", "", "",
+      "def get_config():", f"  config = {e.program}_config()"]
+  lines += [f"  config.{field} = {value!r}"
+            for field, value in flatten(e.config.to_dict()).items() if default[field] != value]
+  lines += ["  return config"]
+  if e.sweep:
+    lines += ["", "", "def sweep(add):", *(f"  add({dict(point)!r})" for point in e.sweep)]
+  return "\n".join(lines) + "\n"
+
+
+def _sweep_of(e: Eval) -> Callable | None:
+  return (lambda add: [add(point) for point in e.sweep]) if e.sweep else None
