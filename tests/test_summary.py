@@ -82,6 +82,18 @@ def test_rows(tmp_path):
   assert empty["weight_decay"] is None and empty["steps"] == 0 and empty["tokens"] is None
 
 
+def test_a_field_that_did_not_exist_yet_had_its_default(tmp_path):
+  member(tmp_path, 0.1, 0, [3.0])
+  path = member(tmp_path, 0.1, 1, [3.0]) / "config.json"
+  stored = json.loads(path.read_text())
+  del stored["config"]["model"]["rope_theta"]
+  path.write_text(json.dumps(stored))
+  assert not any("." in name for name in summary.summarise(tmp_path)[0])
+  stored["config"]["model"]["rope_theta"] = 500.0
+  path.write_text(json.dumps(stored))
+  assert [r["model.rope_theta"] for r in summary.summarise(tmp_path)] == [10000.0, 500.0]
+
+
 def test_minimum_is_of_means_over_finished_seeds(tmp_path):
   sweep(tmp_path)
   member(tmp_path, 0.5, 0, [2.0], steps=50)  # lower, but unfinished
@@ -140,6 +152,16 @@ def test_steps_that_the_configuration_leaves_open_are_those_of_the_checkpoints(t
   assert status() == "done"
   store_checkpoint(folder, 8, 20)
   assert status() == "unfinished"
+
+
+def test_steps_are_those_of_the_plan_where_there_is_one(tmp_path):
+  folder = member(tmp_path, 0.1, 0, [3.0], steps=10, total=0)  # and no checkpoints
+  for steps, status in ((20, "unfinished"), (10, "done")):
+    (folder / "plan.json").write_text(json.dumps({"steps": steps}))
+    assert summary.summarise(tmp_path)[0]["status"] == status
+  (folder / "plan.json").write_text("{")
+  with pytest.raises(UserError, match="plan.json"):
+    summary.summarise(tmp_path)
 
 
 def test_other_swept_fields_are_told_apart(tmp_path):

@@ -1,7 +1,7 @@
 """Fine-tunes stored checkpoints on tasks and says what became of them.
 
-  python -m wd_plasticity.evals.finetune --checkpoint=runs/quickstart \
-      --config=configs/quickstart_finetune.py --workdir=runs/quickstart
+  python -m wd_plasticity.evals.finetune --checkpoint=runs/35m --config=configs/finetune.py \
+      --config.tasks="('embedded_topic',)" --workdir=runs/35m
 
 For every checkpoint, task and point of the config's sweep: the base model before, the
 curve during, the model after, and what was forgotten of the pretraining.

@@ -7,6 +7,7 @@ Run again at any time, also while members are training:
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -14,12 +15,13 @@ import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from wd_plasticity.config import flatten
+from wd_plasticity.config import as_json, default_config, flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.files import write_atomically, write_text
 from wd_plasticity.training import checkpoint
@@ -45,7 +47,7 @@ def summarise(workdir: str | os.PathLike) -> list[dict]:
       member, weight_decay, seed: which member; then every other field of the
         configuration that differs between members, under its dotted name.
       status: 'done', 'failed at step k' or 'unfinished'; a member counts as done when it
-        logged the last of its train.steps, or of the steps its checkpoints tell if that is 0.
+        logged the last of the steps that `total_steps` tells.
       steps, tokens: seen so far.
       validation_loss, train_subset_loss: of the last evaluation.
       gap: validation_loss - train_subset_loss.
@@ -60,9 +62,10 @@ def summarise(workdir: str | os.PathLike) -> list[dict]:
   if not workdir.is_dir():
     raise UserError(f"there is no work directory {workdir}; give the --workdir of a pretraining.")
   folders = sorted(p for p in workdir.glob("members/*") if p.is_dir())
-  configs = [flatten(_read_json(p / "config.json").get("config", {})) for p in folders]
-  swept = _swept_fields(configs)
-  rows = [_row(folder, config, swept) for folder, config in zip(folders, configs, strict=True)]
+  configs = [flatten(read_json(p / "config.json").get("config", {})) for p in folders]
+  swept = swept_fields(configs)
+  rows = [member_row(folder, config, swept)
+          for folder, config in zip(folders, configs, strict=True)]
   return sorted(rows, key=lambda r: (_or_last(r["weight_decay"]), _or_last(r["seed"]), r["member"]))
 
 
@@ -70,8 +73,12 @@ def _or_last(value: float | None) -> float:
   return math.inf if value is None else value
 
 
-def _read_json(path: Path) -> dict:
-  """The object in a JSON file; empty when there is no such file."""
+def read_json(path: Path) -> dict:
+  """The object in a JSON file; empty when there is no such file.
+
+  Raises:
+    UserError: it is not one.
+  """
   try:
     value = json.loads(path.read_text(encoding="utf-8"))
   except FileNotFoundError:
@@ -83,18 +90,38 @@ def _read_json(path: Path) -> dict:
   return value
 
 
-def _swept_fields(configs: Sequence[dict]) -> list[str]:
+def swept_fields(configs: Sequence[dict]) -> list[str]:
   """Dotted fields, beside weight decay and seed, in which flat configurations differ."""
   known = [c for c in configs if c]
   names = sorted(set().union(*known))
   return [name for name in names if not name.startswith(_NOT_SWEPT)
-          and len({json.dumps(c.get(name)) for c in known}) > 1]
+          and len({json.dumps(field(c, name)) for c in known}) > 1]
 
 
-def _row(folder: Path, config: dict, swept: Sequence[str]) -> dict:
+def field(config: dict, name: str) -> Any:
+  """A field of a flat configuration; what was written before it existed had its default."""
+  return config[name] if name in config else _defaults().get(name)
+
+
+@functools.cache
+def _defaults() -> dict:
+  return flatten(as_json(default_config()))
+
+
+def member_row(folder: Path, config: dict, swept: Sequence[str]) -> dict:
+  """One row of `summarise`.
+
+  Args:
+    folder: of the member.
+    config: its flat configuration.
+    swept: dotted fields that get columns.
+
+  Raises:
+    UserError: a file of it is damaged.
+  """
   path = folder / "metrics.jsonl"
   records = read_metrics(path) if path.exists() else []
-  failure = _read_json(folder / "FAILED.json")
+  failure = read_json(folder / "FAILED.json")
 
   def last(name):
     return next((r[name] for r in reversed(records) if name in r), None)
@@ -105,13 +132,13 @@ def _row(folder: Path, config: dict, swept: Sequence[str]) -> dict:
   if failure:
     status = f"failed at step {failure.get('step', steps)}"
   else:
-    total_steps = config.get("train.steps") or _steps_of_checkpoints(folder / "checkpoints")
-    status = "done" if total_steps and steps >= total_steps else "unfinished"
+    total = total_steps(folder, config)
+    status = "done" if total and steps >= total else "unfinished"
   return {
       "member": folder.name,
       "weight_decay": config.get("optim.weight_decay"),
       "seed": config.get("seed"),
-      **{name: config.get(name) for name in swept},
+      **{name: field(config, name) for name in swept},
       "status": status,
       "steps": steps,
       "tokens": last("tokens"),
@@ -122,6 +149,18 @@ def _row(folder: Path, config: dict, swept: Sequence[str]) -> dict:
       "weight_norm": _total_norm(records),
       "reason": failure.get("reason", ""),
   }
+
+
+def total_steps(folder: Path, config: dict) -> int | None:
+  """Steps of the whole training of a member, None where nothing tells.
+
+  From its plan, else from its flat configuration, else from its checkpoints.
+
+  Raises:
+    UserError: its plan is damaged.
+  """
+  return (read_json(folder / "plan.json").get("steps") or config.get("train.steps")
+          or _steps_of_checkpoints(folder / "checkpoints"))
 
 
 def _steps_of_checkpoints(directory: Path) -> int | None:

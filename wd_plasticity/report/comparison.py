@@ -1,0 +1,157 @@
+"""Numbers of the answer: each weight decay's mean with what it may be, and what follows."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from wd_plasticity.analysis import decay_choice, two_way
+from wd_plasticity.report.scores import Scores, is_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """One weight decay.
+
+  Attributes:
+    value, low, high: mean over tasks, seeds and items, and its 95 % interval; None where
+      nothing tells it.
+    best: probability that this decay is the best of the grid.
+    seeds, items: how many members and items it is a mean of.
+  """
+  weight_decay: float
+  value: float
+  low: float | None
+  high: float | None
+  best: float | None
+  seeds: int
+  items: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+  """A number with its 95 % interval; `n` is what it is computed from."""
+  value: float
+  low: float | None
+  high: float | None
+  n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """One measure over the decays of a group.
+
+  Attributes:
+    task: '' is the average over tasks.
+    title: 'average of 6 tasks', 'SST-2'.
+    rate: 'best' (each decay at its own best fine-tuning rate, chosen on other items than
+      those it is judged by), else the name of a point, '' without a sweep.
+    measure: 'acc'; 'accuracy' for the average.
+    estimates: by weight decay.
+    best: the decay with the best mean.
+    ties: decays that cannot be told from it at 95 %.
+    gain: value at `best` minus that at the decay best for pretraining loss, never
+      negative (for losses the other way round): the cost of choosing by loss; `n` decays.
+    correlation: over decays, of pretraining loss and this measure; `n` decays.
+    rates: of rate 'best', the learning rates chosen by weight decay.
+  """
+  task: str
+  title: str
+  rate: str
+  measure: str
+  estimates: list[Estimate]
+  best: float
+  ties: list[float]
+  gain: Interval | None
+  correlation: Interval | None
+  rates: dict[float, list[float]]
+
+  def at(self, weight_decay: float) -> Estimate | None:
+    return next((e for e in self.estimates if e.weight_decay == weight_decay), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+  """A comparison and what it was computed from, for sentences that need more."""
+  comparison: Comparison
+  fit: two_way.Fit
+  decays: list[float]
+  leave_one_out: list[float]
+
+
+def average(parts: Sequence[Scores]) -> tuple[list[Scores], list[Scores]]:
+  """The tasks whose average compares the most decays, and those that are left out."""
+  accuracies = [p for p in parts if not is_loss(p.measure)]
+  most = max((int(p.has_D.sum()) for p in accuracies), default=0)
+  used = [p for p in accuracies if p.has_D.sum() == most]
+  return used, [p for p in accuracies if p.has_D.sum() < most]
+
+
+def compare(parts: Sequence[Scores], decays: Sequence[float],
+            loss: Comparison | None = None) -> Evidence | None:
+  """Compares decays by one task, or by the average of several; None without a member.
+
+  Args:
+    parts: one for each task, of one rate.
+    decays: of the first axis of the scores.
+    loss: of the pretraining, for the cost of choosing by it and the correlation.
+  """
+  valid_DxS = np.all([~np.isnan(p.scores_DxSxI).all(-1) for p in parts], axis=0)
+  has_D = valid_DxS.any(1)
+  if not has_D.any():
+    return None
+  try:
+    fit = two_way.draws([p.scores_DxSxI[has_D] for p in parts],
+                        [None if p.errors_DxS is None else p.errors_DxS[has_D] for p in parts])
+  except ValueError:  # no item counts for all members
+    return None
+  decays = [float(d) for d, has in zip(decays, has_D, strict=True) if has]
+  first = parts[0]
+  alone = len(parts) == 1
+  sign = -1.0 if is_loss(first.measure) else 1.0
+  best = decays[int(np.argmax(fit.mean_D))]
+  gain, correlation, without = _against_loss(fit, decays, sign, loss)
+  chosen = {d: sorted({r for p in parts for r in p.learning_rates.get(d, [])}) for d in decays}
+  comparison = Comparison(
+      task=first.task if alone else "",
+      title=first.title if alone else f"average of {len(parts)} tasks",
+      rate=first.rate,
+      measure=first.measure if alone or len({p.measure for p in parts}) == 1 else "accuracy",
+      estimates=_estimates(fit, decays, sign), best=best,
+      ties=[decays[i] for i in decay_choice.ties(fit.mean_D, fit.draws_BxD)] if fit.known else [],
+      gain=gain, correlation=correlation, rates=chosen if first.rate == "best" else {})
+  return Evidence(comparison, fit, decays, without)
+
+
+def _estimates(fit: two_way.Fit, decays: Sequence[float], sign: float) -> list[Estimate]:
+  low_D, high_D = decay_choice.intervals(fit.draws_BxD)
+  best_D = decay_choice.probability_best(fit.draws_BxD)
+  made = []
+  for d, decay in enumerate(decays):
+    low, high = sorted((sign * float(low_D[d]), sign * float(high_D[d])))
+    made.append(Estimate(
+        decay, sign * float(fit.mean_D[d]), low if fit.known else None,
+        high if fit.known else None, float(best_D[d]) if fit.known else None,
+        int(fit.seeds_D[d]), fit.items))
+  return made
+
+
+def _against_loss(fit: two_way.Fit, decays: Sequence[float], sign: float,
+                  loss: Comparison | None):
+  """Cost of choosing by loss, correlation with it, and that without each decay in turn."""
+  if loss is None:
+    return None, None, []
+  gain = None
+  # The best for loss among the decays that are compared here.
+  known = [e for e in loss.estimates if e.weight_decay in decays]
+  if known and len(decays) > 1:
+    chosen = decays.index(min(known, key=lambda e: e.value).weight_decay)
+    value, low, high = decay_choice.cost(fit.mean_D, fit.draws_BxD, chosen)
+    gain = Interval(value, low if fit.known else None, high if fit.known else None, len(decays))
+  x = [e.value for e in known]
+  y = [sign * float(fit.mean_D[decays.index(e.weight_decay)]) for e in known]
+  found = decay_choice.correlation(x, y)
+  if found is None:
+    return gain, None, []
+  without = [r for r in decay_choice.leave_one_out(x, y) if r is not None]
+  return gain, Interval(*found, len(x)), without

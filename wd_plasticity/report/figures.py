@@ -1,0 +1,35 @@
+"""All figures of the report, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from wd_plasticity.report import figures_choice as choice
+from wd_plasticity.report import figures_finetuning as finetuning
+from wd_plasticity.report import figures_inside as inside
+from wd_plasticity.report import figures_training as training
+from wd_plasticity.report.figure import Figure
+from wd_plasticity.report.study import Study
+
+if TYPE_CHECKING:
+  from wd_plasticity.report.answer import Answer
+
+
+def build(study: Study, answers: Sequence[Answer]) -> list[Figure]:
+  """Describes every figure; one with nothing to show has no views and says what to run.
+
+  Args:
+    study: as read from disk.
+    answers: of `answer.answers(study)`; may be empty.
+  """
+  return [
+      *(make(study, answers) for make in (
+          choice.accuracy_by_decay, choice.loss_by_decay, choice.loss_and_accuracy,
+          choice.probability_best)),
+      *(make(study) for make in (
+          finetuning.before_and_after, finetuning.forgetting, finetuning.finetuning_curves,
+          finetuning.rate_by_decay, inside.probe_by_layer, inside.pseudo_rank,
+          inside.pseudo_rank_heads, inside.rank_by_decay, training.learning_curves, training.gap,
+          training.gap_over_training, inside.loss_by_frequency, training.weight_norms,
+          training.timescale, training.loss_by_timescale))]

@@ -1,0 +1,188 @@
+"""The answer in words; every number in them is one of the comparisons."""
+
+from collections.abc import Sequence
+
+from wd_plasticity.report import cautions
+from wd_plasticity.report.comparison import Comparison, Evidence
+from wd_plasticity.report.scores import Group, is_loss
+from wd_plasticity.report.wording import enumerate_all, gap, level, number, where
+
+_MOST_RATES = 4
+
+
+def write(group: Group, loss: Evidence | None, evidence: Sequence[Evidence]
+          ) -> tuple[list[str], list[str]]:
+  """Findings, of which the first answers the mission's question, and cautions.
+
+  Args:
+    loss: of the pretraining.
+    evidence: of the fine-tuned models, the one to answer by first.
+  """
+  head = headline(evidence)
+  of_loss = loss.comparison if loss else None
+  found = [_choice(head, of_loss)]
+  if of_loss and len(of_loss.estimates) > 1:
+    found.append(_loss(of_loss))
+  if head and len(head.decays) > 1:
+    if of_loss:
+      found += [_apart(head.comparison, of_loss), _cost(head.comparison), _correlation(head)]
+    found += _rates(head, evidence, of_loss)
+  return [s for s in found if s], cautions.write(group, loss, head, evidence)
+
+
+def headline(evidence: Sequence[Evidence]) -> Evidence | None:
+  """The evidence to answer by: an accuracy if there is one, of the most decays."""
+  accuracies = [e for e in evidence if not is_loss(e.comparison.measure)] or list(evidence)
+  return max(accuracies, key=lambda e: min(len(e.decays), 2), default=None)
+
+
+def _loss_best(head: Comparison, loss: Comparison | None) -> float | None:
+  """The decay with the lowest pretraining loss among those that were fine-tuned."""
+  known = [e for e in loss.estimates if head.at(e.weight_decay)] if loss else []
+  return min(known, key=lambda e: e.value).weight_decay if known else None
+
+
+def _choice(head: Evidence | None, loss: Comparison | None) -> str:
+  if head is None:
+    return ("Which weight decay is best after fine-tuning is not known yet: there are no results "
+            "of fine-tuning; run the finetune program on the checkpoints.")
+  c = head.comparison
+  best = c.at(c.best)
+  reached = f"{number(best.value, c.measure)} {where(c)}"
+  if len(head.decays) == 1:
+    return (f"There is nothing to compare: only weight decay {c.best:g} was fine-tuned; it "
+            f"reaches {reached}.")
+  if not head.fit.known:
+    return (f"No weight decay can be called the best after fine-tuning: {c.best:g} has the best "
+            f"value, {reached}, but nothing tells its error.")
+  reached += (f" (95 % interval {number(best.low, c.measure, unit=False)} to "
+              f"{number(best.high, c.measure, unit=False)}, probability of being the best "
+              f"{_probability(best.best)})")
+  chosen = _loss_best(c, loss)
+  if not c.ties:
+    first = (f"Pretrain with weight decay {c.best:g} if the model will be fine-tuned: {reached}")
+    if chosen is None:
+      return first + "."
+    if chosen == c.best:
+      return first + "; it is also the best for pretraining loss."
+    return (first + f"; {chosen:g}, the best for pretraining loss, reaches "
+            f"{number(c.at(chosen).value, c.measure)}.")
+  together = sorted([c.best, *c.ties])
+  text = (f"No weight decay can be called the best after fine-tuning: {level(together)} within the "
+          f"error of this study; the best mean is that of {c.best:g}, {reached}")
+  worse = [d for d in head.decays if d not in together]
+  if worse:
+    text += f". Worse than the best: {enumerate_all(worse)}"
+  if chosen in c.ties:
+    text += (f". {chosen:g}, the best for pretraining loss, reaches "
+             f"{number(c.at(chosen).value, c.measure)}")
+  elif chosen == c.best:
+    text += ". It is also the best for pretraining loss"
+  return text + "."
+
+
+def _probability(p: float) -> str:
+  return "over 99 %" if p > 0.99 else "under 1 %" if p < 0.01 else f"{100 * p:.0f} %"
+
+
+def _loss(loss: Comparison) -> str:
+  best = loss.at(loss.best)
+  text = f"For pretraining alone the best is {loss.best:g}: validation loss {best.value:.4f}"
+  if best.low is not None:
+    text += f" nats per token (95 % interval {best.low:.4f} to {best.high:.4f})"
+  else:
+    text += " nats per token"
+  if loss.ties:
+    return text + f"; {enumerate_all(loss.ties)} cannot be told from it."
+  if best.low is not None:
+    return text + "; all others are worse."
+  return text + "."
+
+
+def _apart(c: Comparison, loss: Comparison) -> str:
+  chosen = _loss_best(c, loss)
+  if chosen is None:
+    return ""
+  both = {c.best, *c.ties} & {loss.best, *loss.ties}
+  if chosen == c.best:
+    text = f"By the means the same decay, {c.best:g}, is best before and after fine-tuning"
+  elif 0.0 in (chosen, c.best):
+    text = f"By the means the best decay is {c.best:g} after fine-tuning and {chosen:g} before"
+  else:
+    factor = c.best / chosen
+    text = (f"By the means the best decay after fine-tuning, {c.best:g}, is {factor:.2g} times "
+            f"that for pretraining loss, {chosen:g}")
+  if chosen != c.best and both:
+    what = "is" if len(both) == 1 else "are"
+    text += f"; {enumerate_all(sorted(both))} {what} among the best of both within the error"
+  return text + "."
+
+
+def _cost(c: Comparison) -> str:
+  if c.gain is None:
+    return ""
+  if c.gain.low is None:
+    return (f"Choosing by pretraining loss alone costs {gap(c.gain.value, c.measure)}; the error "
+            "of this is not known.")
+  if c.gain.value == 0:
+    if c.gain.high == 0:
+      return "Choosing by pretraining loss alone costs nothing."
+    return ("Choosing by pretraining loss alone costs nothing by the means, and at most "
+            f"{gap(c.gain.high, c.measure)} (95 % interval from 0).")
+  text = (f"Choosing by pretraining loss alone costs {gap(c.gain.value, c.measure)} (95 % interval "
+          f"{gap(c.gain.low, c.measure, unit=False)} to {gap(c.gain.high, c.measure)})")
+  return text + (", more than the error of this study." if c.gain.low > 0 else
+                 ", which cannot be told from nothing.")
+
+
+def _correlation(head: Evidence) -> str:
+  c = head.comparison
+  if c.correlation is None:
+    return ""
+  r = c.correlation
+  text = (f"Over {r.n} weight decays pretraining loss and the result after fine-tuning correlate "
+          f"with r = {r.value:.2f} (95 % interval {r.low:.2f} to {r.high:.2f}, the means taken "
+          "for exact)")
+  without = head.leave_one_out
+  if without:
+    furthest = max(without, key=lambda x: abs(x - r.value))
+    if furthest * r.value < 0 or abs(furthest - r.value) > 0.3:
+      text += (f"; without one of them it lies between {min(without):.2f} and {max(without):.2f}: "
+               "a single decay, such as one whose pretraining broke, can dominate it")
+  return text + "."
+
+
+def _rates(head: Evidence, evidence: Sequence[Evidence], loss: Comparison | None) -> list[str]:
+  """Each decay at its own best rate against one rate for all."""
+  c = head.comparison
+  common = [e for e in evidence if c.rate == "best" and e.comparison.rate != "best"
+            and (e.comparison.task, e.comparison.title) == (c.task, c.title)
+            and e.comparison.measure == c.measure and len(e.decays) > 1]
+  if not common:
+    return []
+  told = [f"at {e.comparison.rate} {_at_rate(e)}" for e in common[:_MOST_RATES]]
+  more = "" if len(common) <= _MOST_RATES else f" (the first {_MOST_RATES} of {len(common)} rates)"
+  text = [f"With one fine-tuning rate for all{more}, {'; '.join(told)}; with each decay at its own "
+          f"best rate, {_at_rate(head)}."]
+  sign = -1.0 if is_loss(c.measure) else 1.0
+  chosen = _loss_best(c, loss)
+  found = []
+  for e in common:
+    at_rate, winner = e.comparison, e.comparison.best
+    if winner != chosen and chosen is not None and at_rate.at(chosen) and c.at(winner):
+      found.append((sign * (at_rate.at(winner).value - at_rate.at(chosen).value), at_rate))
+  if found:
+    before, at_rate = max(found, key=lambda f: f[0])
+    after = sign * (c.at(at_rate.best).value - c.at(chosen).value)
+    end = ("does not survive tuning" if after <= 0 else
+           f"is {gap(after, c.measure)} when each has its own best rate")
+    text.append(f"By the means the advantage of {at_rate.best:g} over {chosen:g}, the best for "
+                f"pretraining loss, is {gap(before, c.measure)} at {at_rate.rate} for both and "
+                f"{end}.")
+  return text
+
+
+def _at_rate(e: Evidence) -> str:
+  c = e.comparison
+  text = f"the best mean is that of {c.best:g} ({number(c.at(c.best).value, c.measure)}"
+  return text + (f", level with {enumerate_all(c.ties)})" if c.ties else ")")

@@ -1,0 +1,52 @@
+"""Numbers and lists as they stand in sentences: accuracies in %, differences in points."""
+
+from collections.abc import Sequence
+
+from wd_plasticity.report.comparison import Comparison
+from wd_plasticity.report.scores import is_loss
+
+
+def number(value: float, measure: str, unit: bool = True) -> str:
+  """'72.1 %' of an accuracy, '0.8123 nats per token' of a loss."""
+  if is_loss(measure):
+    return f"{value:.3f}" + (" nats per token" if unit else "")
+  return f"{100 * value:.1f}" + (" %" if unit else "")
+
+
+def gap(value: float, measure: str, unit: bool = True) -> str:
+  """'1.1 points' (of percent) between accuracies; small ones with another digit."""
+  if is_loss(measure):
+    return f"{value:#.2g}" + (" nats per token" if unit else "")
+  if value == 0:
+    return "0 points" if unit else "0"
+  shown = f"{100 * value:.2f}" if 0 < abs(value) < 0.001 else f"{100 * value:.1f}"
+  return shown + ("" if not unit else " point" if shown == "1.0" else " points")
+
+
+def where(c: Comparison) -> str:
+  """'on average over 6 tasks after fine-tuning'."""
+  place = f"on {c.title}" if c.task else c.title.replace("average of", "on average over", 1)
+  return f"{place} after fine-tuning" + _rate(c)
+
+
+def _rate(c: Comparison) -> str:
+  return {"": "", "best": " at each decay's own best rate"}.get(c.rate, f" at {c.rate}")
+
+
+def enumerate_all(values: Sequence[float | str]) -> str:
+  """'0, 0.1 and 1'."""
+  words = [v if isinstance(v, str) else f"{v:g}" for v in values]
+  return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def level(decays: Sequence[float]) -> str:
+  return f"{enumerate_all(decays)} are level"
+
+
+def plural(count: int, what: str) -> str:
+  return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
+def rounded(value: float) -> str:
+  """'1.3', '12' or '120': two digits, and no exponent."""
+  return f"{value:.2g}" if value < 99.5 else f"{float(f'{value:.2g}'):,.0f}"
