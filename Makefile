@@ -1,4 +1,4 @@
-# make quickstart   pretrain a sweep on the embedded corpus, from nothing
+# make quickstart   a whole study on the embedded corpus, from nothing: models, evals, report
 # make test         the default tests
 # make slow         tests that take minutes each, such as runs of two processes
 # make parity       the tests against torch and transformers
@@ -11,7 +11,7 @@ PY = $(VENV)/bin/python
 .PHONY: quickstart test slow parity lint lock clean
 
 quickstart: $(VENV)/core
-	$(PY) -m wd_plasticity.main --config=configs/quickstart.py --workdir=$(WORKDIR)
+	$(PY) -m wd_plasticity.study --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: $(VENV)/core
 	$(PY) -m pytest
