@@ -21,6 +21,7 @@ CORE = [
     "numpy>=2.0,<3",
     "optax>=0.2.5,<0.3",
     "orbax-checkpoint>=0.12,<0.13",
+    "plotly>=6,<8",
     "pyarrow>=17,<27",
     "rich>=13.7,<16",
     "safetensors>=0.4.3,<1",
@@ -52,6 +53,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["wd_plasticity", "wd_plasticity.*"]),
+    package_data={"wd_plasticity.report": ["page.html", "page.css", "page.js"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

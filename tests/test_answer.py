@@ -70,10 +70,10 @@ def test_a_clear_winner_is_named_with_what_choosing_by_loss_costs():
   assert made.sentences[0].startswith("Pretrain with weight decay 1 if the model will be")
   value = {e.weight_decay: e.value for e in c.estimates}
   assert f"0.1, the best for pretraining loss, reaches {100 * value[0.1]:.1f} %" in (
-      made.sentences[0])
-  assert "is 10 times that for pretraining loss, 0.1" in made.sentences[2]
+      made.sentences[1])
+  assert "is 10 times that for pretraining loss, 0.1" in made.sentences[3]
   assert c.gain.value == pytest.approx(value[1.0] - value[0.1]) and c.gain.low > 0
-  assert "more than the error of this study" in made.sentences[3]
+  assert "more than the error of this study" in made.sentences[4]
   assert c.correlation.n == 5 and -1 < c.correlation.value < 1
   assert any("sweep optim.learning_rate" in text for text in made.cautions)
   e = c.estimates[3]

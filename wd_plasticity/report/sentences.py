@@ -20,7 +20,7 @@ def write(group: Group, loss: Evidence | None, evidence: Sequence[Evidence]
   """
   head = headline(evidence)
   of_loss = loss.comparison if loss else None
-  found = [_choice(head, of_loss)]
+  found = _choice(head, of_loss)
   if of_loss and len(of_loss.estimates) > 1:
     found.append(_loss(of_loss))
   if head and len(head.decays) > 1:
@@ -42,43 +42,40 @@ def _loss_best(head: Comparison, loss: Comparison | None) -> float | None:
   return min(known, key=lambda e: e.value).weight_decay if known else None
 
 
-def _choice(head: Evidence | None, loss: Comparison | None) -> str:
+def _choice(head: Evidence | None, loss: Comparison | None) -> list[str]:
+  """The answer in a short sentence, then what it rests on."""
   if head is None:
-    return ("Which weight decay is best after fine-tuning is not known yet: there are no results "
-            "of fine-tuning; run the finetune program on the checkpoints.")
+    return ["Which weight decay is best after fine-tuning is not known yet: there are no results "
+            "of fine-tuning; run the finetune program on the checkpoints."]
   c = head.comparison
   best = c.at(c.best)
   reached = f"{number(best.value, c.measure)} {where(c)}"
   if len(head.decays) == 1:
-    return (f"There is nothing to compare: only weight decay {c.best:g} was fine-tuned; it "
-            f"reaches {reached}.")
+    return [f"There is nothing to compare: only weight decay {c.best:g} was fine-tuned.",
+            f"It reaches {reached}."]
   if not head.fit.known:
-    return (f"No weight decay can be called the best after fine-tuning: {c.best:g} has the best "
-            f"value, {reached}, but nothing tells its error.")
+    return ["No weight decay can be called the best after fine-tuning, because nothing tells the "
+            "error of this study.", f"The best value is that of {c.best:g}: {reached}."]
   reached += (f" (95 % interval {number(best.low, c.measure, unit=False)} to "
               f"{number(best.high, c.measure, unit=False)}, probability of being the best "
               f"{_probability(best.best)})")
   chosen = _loss_best(c, loss)
+  if chosen == c.best:
+    beside = " It is also the best for pretraining loss."
+  elif chosen is not None:
+    beside = (f" {chosen:g}, the best for pretraining loss, reaches "
+              f"{number(c.at(chosen).value, c.measure)}.")
+  else:
+    beside = ""
   if not c.ties:
-    first = (f"Pretrain with weight decay {c.best:g} if the model will be fine-tuned: {reached}")
-    if chosen is None:
-      return first + "."
-    if chosen == c.best:
-      return first + "; it is also the best for pretraining loss."
-    return (first + f"; {chosen:g}, the best for pretraining loss, reaches "
-            f"{number(c.at(chosen).value, c.measure)}.")
+    return [f"Pretrain with weight decay {c.best:g} if the model will be fine-tuned.",
+            f"It reaches {reached}.{beside}"]
   together = sorted([c.best, *c.ties])
-  text = (f"No weight decay can be called the best after fine-tuning: {level(together)} within the "
-          f"error of this study; the best mean is that of {c.best:g}, {reached}")
   worse = [d for d in head.decays if d not in together]
-  if worse:
-    text += f". Worse than the best: {enumerate_all(worse)}"
-  if chosen in c.ties:
-    text += (f". {chosen:g}, the best for pretraining loss, reaches "
-             f"{number(c.at(chosen).value, c.measure)}")
-  elif chosen == c.best:
-    text += ". It is also the best for pretraining loss"
-  return text + "."
+  below = f" Worse than the best: {enumerate_all(worse)}." if worse else ""
+  return [f"No weight decay can be called the best after fine-tuning: {level(together)} within the "
+          "error of this study.",
+          f"The best mean is that of {c.best:g}: {reached}.{below}{beside}"]
 
 
 def _probability(p: float) -> str:

@@ -13,14 +13,15 @@ from collections.abc import Sequence
 
 from absl import flags
 from rich.console import Console
-from rich.padding import Padding
-from rich.text import Text
 
 from wd_plasticity import cli
 from wd_plasticity import members as members_lib
 from wd_plasticity.data import prepare
 from wd_plasticity.errors import UserError
 from wd_plasticity.files import write_text
+from wd_plasticity.report import answer as answer_lib
+from wd_plasticity.report import study as study_lib
+from wd_plasticity.report import terminal
 from wd_plasticity.study import plan, records
 from wd_plasticity.study import run as run_lib
 from wd_plasticity.study.display import Display
@@ -64,12 +65,9 @@ def main(argv: Sequence[str]):
 
 def _conclude(made: Sequence[records.Record], workdir: pathlib.Path) -> None:
   """Says what was found, where the report is, and what failed; exit status 1 if something did."""
-  console = Console()
-  answer = workdir / "report" / "answer.txt"
-  if made[-1].state == records.DONE and answer.is_file():
-    text = answer.read_text(encoding="utf-8").strip()
-    console.print(Padding(Text(text), (1, 2)))
-    print(f"report: {workdir / 'report' / 'report.html'}")
+  if made[-1].state == records.DONE:
+    found = study_lib.read(workdir)
+    terminal.show(found, answer_lib.answers(found), workdir / "report" / "report.html", Console())
   failed = [r for r in made if r.state != records.DONE]
   for r in failed:
     where = f"; its log is {workdir / r.log}" if r.log else ""
