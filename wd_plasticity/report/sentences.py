@@ -31,9 +31,11 @@ def write(group: Group, loss: Evidence | None, evidence: Sequence[Evidence]
 
 
 def headline(evidence: Sequence[Evidence]) -> Evidence | None:
-  """The evidence to answer by: an accuracy if there is one, of the most decays."""
+  """The evidence to answer by: an average if it compares, else what has the most decays."""
   accuracies = [e for e in evidence if not is_loss(e.comparison.measure)] or list(evidence)
-  return max(accuracies, key=lambda e: min(len(e.decays), 2), default=None)
+  def rank(e: Evidence):
+    return not e.comparison.task and len(e.decays) > 1, len(e.decays)
+  return max(accuracies, key=rank, default=None)
 
 
 def _loss_best(head: Comparison, loss: Comparison | None) -> float | None:
