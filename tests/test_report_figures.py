@@ -260,3 +260,12 @@ def test_tables(whole, tmp_path):
   assert not any("/heads/" in r["measure"] for r in results)
   members = pyarrow.parquet.read_table(tmp_path / "members.parquet").to_pylist()
   assert [m["member"] for m in members] == [m.name for m in read.members]
+
+
+def test_decays_of_many_digits_are_not_rounded(tmp_path):
+  decays = [0.0, 1 / 3, 0.01 * 1.5**5]
+  synthetic_study.write(tmp_path, decays)
+  made = study.read(tmp_path)
+  for figure in figures.build(made, answer.answers(made)):
+    if figure.x_axis == "decay":
+      assert {x for v in figure.views for s in v.series for x in s.x} <= set(decays), figure.name

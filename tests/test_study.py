@@ -7,7 +7,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 
 import pytest
@@ -345,5 +344,4 @@ def test_a_study_from_nothing_changed_and_again(tmp_path, corpus):
   assert said.count("done before, skipped") == 0
   command = next(line.split(": ", 1)[1] for line in said.splitlines()
                  if line.startswith("attention_rank: python"))
-  assert textwrap.shorten(command, 300) == command and pathlib.Path(
-      command.split("--config=")[1].split()[0]).is_file()
+  assert pathlib.Path(command.split("--config=")[1].split()[0]).is_file()

@@ -51,14 +51,17 @@ def _quantile(freedom: int) -> float:
 
 
 def series(name: str, x: Sequence[float], y: Sequence[float | None], **fields) -> Series:
-  """A `Series` with rounded numbers; intervals that are all unknown are left out."""
+  """A `Series` with rounded y (x may be a weight decay, which must be found again).
+
+  Intervals that are all unknown are left out.
+  """
   for end in ("low", "high"):
     if end in fields:
       values = [rounded(v) for v in fields[end]]
       fields[end] = values if any(v is not None for v in values) else ()
   if not (fields.get("low") and fields.get("high")):
     fields |= {"low": (), "high": ()}
-  return Series(name, [rounded(v) for v in x], [rounded(v) for v in y], **fields)
+  return Series(name, list(x), [rounded(v) for v in y], **fields)
 
 
 def thin(values: Sequence, most: int = POINTS_OF_A_LINE) -> list:
