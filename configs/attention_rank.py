@@ -3,7 +3,7 @@
   python -m wd_plasticity.evals.attention_rank --config=configs/attention_rank.py \
       --checkpoint=runs/books --workdir=runs/books
 
-Needs the checkpoints alone. Half a minute for the 60 checkpoints of configs/books.py, some
+Needs the checkpoints alone. Half a minute for the 60 checkpoints of configs/books_study.py, some
 seconds for one of 1B parameters. Expect all members alike early in training (about 0.88 of
 the head dimension) and then the more decay the lower, W_QK most of all: in the sweep of
 books 0.83 at decay 0, 0.63 at 0.3, 0.18 at 1 and 0.07 at 3.

@@ -328,6 +328,10 @@ def test_a_study_from_nothing_changed_and_again(tmp_path, corpus):
   def study(epochs, *flags):
     config.write_text(_STUDY.format(corpus=str(corpus), epochs=epochs))
     return tiny.run(config, workdir, *flags, module="wd_plasticity.study")
+  config.write_text(_STUDY.format(corpus=str(corpus), epochs=1))
+  killed = tiny.start(config, workdir, module="wd_plasticity.study")
+  _wait_for(workdir / "members" / "wd0-seed1" / "metrics.jsonl", killed)
+  killed.kill()
   said = study(1)
   assert "report: " in said and "weight decay" in said
   assert (workdir / "report" / "report.html").stat().st_size > 1e5
