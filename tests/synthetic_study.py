@@ -112,7 +112,8 @@ def write(workdir: Path, decays: Sequence[float] = (0.0, 0.1, 1.0), seeds: Seque
               values, arrays = _finetuned(
                   task, base, _right(p, luck[task], shared, rng), w, rng)
               put("finetune", checkpoint(last), f"{task}-{point}" if point else task, values,
-                  {"point": point, "task": task, "optim": {"learning_rate": rate}},
+                  {"point": point, "task": task, "optim": {"learning_rate": rate},
+                   "overrides": {"optim.learning_rate": rate} if point else {}},
                   arrays if scores else None)
           if "probe" in programs:
             put("probe", checkpoint(last), task, _probed(task, layers, w, rng), {"seed": 0})

@@ -1,6 +1,7 @@
 """Reading a study from disk: what is there, and what is missing, failed or broken."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -173,3 +174,16 @@ def test_arrays_are_those_of_numpy(tmp_path):
   np.savez(tmp_path / "o.npz", o=np.array([{}], dtype=object))
   with pytest.raises(ValueError):
     arrays.read_npz(tmp_path / "o.npz")
+
+
+def test_results_of_other_settings_are_not_mixed(tmp_path):
+  synthetic_study.write(tmp_path, tasks=("sst2",), rates=(1e-3, 3e-3))
+  path = sorted((tmp_path / "evals" / "finetune").glob("*/*/sst2-lr0.001.json"))[0]
+  older = json.loads(path.read_text())
+  assert len(study.read(tmp_path).finetuned) == 12  # rates are not other settings
+  older["settings"]["epochs"] = 99
+  path.write_text(json.dumps(older))
+  os.utime(path, (1, 1))
+  read = study.read(tmp_path)
+  assert len(read.finetuned) == 11
+  assert any("1 results of finetune on sst2 were made with other settings" in n for n in read.notes)

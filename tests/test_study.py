@@ -248,6 +248,12 @@ def test_the_config_written_for_a_step_is_the_one_of_the_study(tmp_path):
   assert points == list(sweep)
 
 
+def test_the_flags_of_the_config_are_handed_on():
+  flags = ["--workdir=w", "--config", "c.py:size=1b", "--config.seed=1", "--config.log.wandb",
+           "--config.name", "x", "--dry_run"]
+  assert plan.config_flags(flags) == flags[1:-1]
+
+
 def test_steps_follow_from_what_they_are_made_of():
   def inputs(weight_decay=0.1, data="d", **fields):
     members = expand(default_config(), lambda add: add({"optim.weight_decay": weight_decay}))

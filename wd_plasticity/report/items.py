@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from wd_plasticity.config import flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.report import arrays as arrays_lib
 from wd_plasticity.training import summary
@@ -113,7 +114,38 @@ def read_items(workdir: Path, program: str, notes: Notes) -> list[Item]:
       notes.unreadable(path)
   for path in sorted(broken):
     notes.unreadable(path)
-  return [i for i in items if i is not None]
+  return _of_one_kind([i for i in items if i is not None], program, notes)
+
+
+def _of_one_kind(items: Sequence[Item], program: str, notes: Notes) -> list[Item]:
+  """Without what was made with other settings than the newest result of its task.
+
+  A sweep of the program's own may differ in the fields that it sweeps.
+  """
+  by_task: dict[str, dict[str, list[Item]]] = {}
+  for item in items:
+    task = item.document["values"].get("task", item.document.get("item"))
+    kinds = by_task.setdefault(str(task), {})
+    kinds.setdefault(_shared_settings(item.document.get("settings")), []).append(item)
+  kept = []
+  for task, kinds in by_task.items():
+    newest = max(kinds.values(), key=lambda same: max(i.path.stat().st_mtime_ns for i in same))
+    kept += newest
+    left_out = sum(map(len, kinds.values())) - len(newest)
+    if left_out:
+      notes.add(f"{left_out} results of {program} on {task} were made with other settings than the "
+                "newest and are left out; run the program again, or move them away.")
+  return sorted(kept, key=lambda i: i.path)
+
+
+def _shared_settings(settings: object) -> str:
+  if not isinstance(settings, dict):
+    return ""
+  overrides = settings.get("overrides")
+  swept = {"point", "overrides", *(overrides if isinstance(overrides, dict) else ())}
+  flat = {k: v for k, v in flatten(settings).items()
+          if k not in swept and not k.startswith("overrides.")}
+  return json.dumps(flat, sort_keys=True)
 
 
 def _is_wanted(name: str) -> bool:

@@ -47,8 +47,8 @@ def main(argv: Sequence[str]):
   evals = plan.load_evals(cli.load_function(filename, "evals"), argument if colon else None)
   cache = pathlib.Path(config.data.cache_dir or workdir / "cache")
   data_fingerprint = prepare.fingerprint_of(config.data, cache)
-  own_flags = [a for a in sys.argv[1:] if a.startswith(("--config", "-config"))]
-  steps = plan.make_steps(own_flags, members, data_fingerprint, evals, str(workdir))
+  steps = plan.make_steps(plan.config_flags(sys.argv[1:]), members, data_fingerprint, evals,
+                          str(workdir))
   known = records.Records(workdir)
   if _DRY_RUN.value:
     for step in steps:

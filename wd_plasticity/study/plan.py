@@ -126,12 +126,23 @@ def read_tasks(e: Eval) -> list[str]:
   return found
 
 
-def make_steps(config_flags: Sequence[str], members: Sequence[Member], data_fingerprint: str,
+def config_flags(arguments: Sequence[str]) -> list[str]:
+  """Those of a command line's arguments that set the config, also as `--config FILE`."""
+  found = []
+  for i, argument in enumerate(arguments):
+    before = arguments[i - 1] if i else ""
+    is_value = before.lstrip("-").startswith("config") and before[:1] == "-" and "=" not in before
+    if argument.startswith(("--config", "-config")) or (is_value and argument[:1] != "-"):
+      found.append(argument)
+  return found
+
+
+def make_steps(own_flags: Sequence[str], members: Sequence[Member], data_fingerprint: str,
                evals: Sequence[Eval], workdir: str) -> list[Step]:
   """The steps of a study in the order in which they are run.
 
   Args:
-    config_flags: the --config flags of the command line.
+    own_flags: the --config flags of the command line.
     members: of the pretraining.
     data_fingerprint: of its data as they are now.
     evals: what is measured.
@@ -139,7 +150,7 @@ def make_steps(config_flags: Sequence[str], members: Sequence[Member], data_fing
   """
   place = f"--workdir={workdir}"
   steps = [Step(
-      PRETRAINING, ("-m", "wd_plasticity.main", *config_flags, place),
+      PRETRAINING, ("-m", "wd_plasticity.main", *own_flags, place),
       fingerprint([{"name": m.name, "config": as_json(m.config)} for m in members],
                   data_fingerprint),
       ("members/*/config.json", "members/*/metrics.jsonl", "members/*/FAILED.json",
