@@ -88,6 +88,7 @@ def test_the_same_command_again_changes_nothing(finished, config):
   assert [_metrics(workdir, n) for n in NAMES] == before
 
 
+@pytest.mark.slow
 def test_a_sweep_may_grow(finished, corpus, tmp_path):
   """A member that is added later trains alone; those that are done are left as they are."""
   workdir, _ = finished
@@ -141,6 +142,7 @@ def test_sigterm_saves_and_says_so(finished, config, tmp_path):
   assert _metrics(tmp_path, NAMES[0]) == _metrics(workdir, NAMES[0])
 
 
+@pytest.mark.slow
 def test_resumes_on_another_number_of_devices(finished, config, tmp_path):
   workdir, _ = finished
   process = tiny.start(config, tmp_path, "--config.checkpoint.every=4 steps")
@@ -154,6 +156,7 @@ def test_resumes_on_another_number_of_devices(finished, config, tmp_path):
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(finished, config, tmp_path):
   workdir, _ = finished
   with socket.socket() as s:
@@ -173,6 +176,7 @@ def test_two_processes_give_the_losses_of_one(finished, config, tmp_path):
     np.testing.assert_allclose(losses[1], losses[0], atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_members_stacked_in_one_program_give_the_same_losses(finished, config, tmp_path):
   workdir, _ = finished
   tiny.run(config, tmp_path, "--config.sweep.members_at_once=2", "--config.mesh.sweep=2",
@@ -182,6 +186,7 @@ def test_members_stacked_in_one_program_give_the_same_losses(finished, config, t
     np.testing.assert_allclose(losses[1], losses[0], atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_member_that_is_not_finite_fails_alone(finished, corpus, tmp_path):
   workdir, _ = finished
   config = tiny.write_config(tmp_path, corpus, [*SWEEP, {"optim.learning_rate": 1e38, "seed": 1}])
