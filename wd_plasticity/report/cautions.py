@@ -80,6 +80,9 @@ def _rates(head: Evidence, group: Group) -> str:
     return (f"All fine-tuning was at one learning rate, {rates[0]:g}: an advantage may be that of "
             "a larger relative step, not of a better model; sweep optim.learning_rate of the "
             "finetune program.")
+  if len(rates) == 2 and c.rate == "best":
+    return (f"Only two fine-tuning rates were tried, {rates[0]:g} and {rates[1]:g}, so that the "
+            "best one of a decay may lie between or beyond them; sweep more.")
   if c.rate != "best":
     return ("Not every decay has results at several fine-tuning rates, so none could be given its "
             "own best rate; finish the sweep of the finetune program.")
