@@ -116,7 +116,7 @@ def test_rates_are_tuned_for_each_decay_on_other_items():
   assert best.best == 0.1 and best.rates[0.1] == [0.01] and best.rates[1.0] == [0.001]
   assert made.comparisons[1].best == 1.0
   text = " ".join(made.sentences)
-  assert "at lr0.001 the best mean is that of 1" in text and "at lr0.01" in text
+  assert "at learning rate 0.001 the best mean is that of 1" in text and "rate 0.01 " in text
   assert "advantage of 1 over 0.1" in text and "does not survive tuning" in text
   assert any("Only two fine-tuning rates were tried, 0.001 and 0.01" in c for c in made.cautions)
   middle = _scores(dict.fromkeys(ACCURACY, 0.3), seed=2, rate="lr0.003", learning_rate=3e-3)

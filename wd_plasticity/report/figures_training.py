@@ -68,20 +68,21 @@ def gap(study: Study) -> Figure:
 
 
 def gap_over_training(study: Study) -> Figure:
-  """The gap over tokens, a line per weight decay."""
-  views = []
+  """The gap over tokens, a line per weight decay or member."""
+  views, words = [], ""
   for group in parts.groups(study):
     results = [r for r in parts.select(study.overfit, group) if _gap(r)]
     if len({r.step for r in results}) > 1:
       lines = _over_tokens(results, lambda r: _gap(r).get("value"))
+      words = words or f"a line per weight decay, mean over {_seeds(study)}."
     else:
       lines = _lines(study, group, _gap_curve)
+      words = words or _line_words(study)
     if lines:
       views.append(View(parts.with_setting(study, group, {}), lines, "gap (nats per token)"))
   return Figure(
       "gap_over_training", PRETRAINING, "The gap over training",
-      parts.join("Validation loss minus the loss on training documents, a line per weight decay, "
-                 f"mean over {_seeds(study)}.",
+      parts.join(f"Validation loss minus the loss on training documents, {words}",
                  parts.failed_members(study)),
       "training tokens", views, controls=parts.controls(study), missing="" if views else
       parts.missing(study, "No gap has been measured.", "overfit", "--config.steps=all"))

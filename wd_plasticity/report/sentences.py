@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from wd_plasticity.report import cautions
 from wd_plasticity.report.comparison import Comparison, Evidence
 from wd_plasticity.report.scores import Group, is_loss
-from wd_plasticity.report.wording import enumerate_all, gap, level, number, where
+from wd_plasticity.report.wording import enumerate_all, gap, level, number, rate, where
 
 _MOST_RATES = 4
 
@@ -159,7 +159,7 @@ def _rates(head: Evidence, evidence: Sequence[Evidence], loss: Comparison | None
             and e.comparison.measure == c.measure and len(e.decays) > 1]
   if not common:
     return []
-  told = [f"at {e.comparison.rate} {_at_rate(e)}" for e in common[:_MOST_RATES]]
+  told = [f"at {rate(e.comparison.rate)} {_at_rate(e)}" for e in common[:_MOST_RATES]]
   more = "" if len(common) <= _MOST_RATES else f" (the first {_MOST_RATES} of {len(common)} rates)"
   text = [f"With one fine-tuning rate for all{more}, {'; '.join(told)}; with each decay at its own "
           f"best rate, {_at_rate(head)}."]
@@ -176,8 +176,8 @@ def _rates(head: Evidence, evidence: Sequence[Evidence], loss: Comparison | None
     end = ("does not survive tuning" if after <= 0 else
            f"is {gap(after, c.measure)} when each has its own best rate")
     text.append(f"By the means the advantage of {at_rate.best:g} over {chosen:g}, the best for "
-                f"pretraining loss, is {gap(before, c.measure)} at {at_rate.rate} for both and "
-                f"{end}.")
+                f"pretraining loss, is {gap(before, c.measure)} at {rate(at_rate.rate)} for both "
+                f"and {end}.")
   return text
 
 

@@ -1,5 +1,6 @@
 """Numbers and lists as they stand in sentences: accuracies in %, differences in points."""
 
+import re
 from collections.abc import Sequence
 
 from wd_plasticity.report.comparison import Comparison
@@ -30,7 +31,13 @@ def where(c: Comparison) -> str:
 
 
 def _rate(c: Comparison) -> str:
-  return {"": "", "best": " at each decay's own best rate"}.get(c.rate, f" at {c.rate}")
+  return {"": "", "best": " at each decay's own best rate"}.get(c.rate, f" at {rate(c.rate)}")
+
+
+def rate(name: str) -> str:
+  """'learning rate 0.003' of the point 'lr0.003'; other points by their names."""
+  number_of = re.fullmatch(r"lr([0-9.e+-]+)", name)
+  return f"learning rate {number_of[1]}" if number_of else name
 
 
 def enumerate_all(values: Sequence[float | str]) -> str:
