@@ -59,6 +59,7 @@ class Figure:
     x_label: with the unit.
     x_axis: 'decay' (places in growing order), 'linear', 'log' or 'count' (whole numbers).
     y_axis: 'linear' or 'log'.
+    y_range: fixed ends of a linear y axis; () where the data decide.
     controls: names of the controls, keys of every `View.choice`.
     views: at least one; empty means that there is nothing to show.
     missing: why there is nothing, a sentence with what to run.
@@ -71,5 +72,6 @@ class Figure:
   views: Sequence[View]
   x_axis: str = "linear"
   y_axis: str = "linear"
+  y_range: Sequence[float] = ()
   controls: Sequence[str] = ()
   missing: str = ""

@@ -72,7 +72,7 @@ def probability_best(study: Study, answers: Sequence[Answer]) -> Figure:
       "Probability that a weight decay is the best of those tried, given the seeds and problems "
       f"tested; over {_seeds(study)}. Where it is spread over several decays, this study cannot "
       "tell which of them is best.",
-      _DECAY, views, "decay", controls=_controls(study, answers),
+      _DECAY, views, "decay", y_range=(0, 100), controls=_controls(study, answers),
       missing="" if views else (
           "These probabilities take fine-tuning of two or more weight decays with scores of each "
           f"problem. Run: {parts.command(study, 'finetune')}"))

@@ -27,7 +27,8 @@ def figure_json(figure: Figure) -> dict[str, Any]:
       "views": [{"choice": dict(v.choice), "y_label": plain(v.y_label),
                  "legend": look.legend_title([v]),
                  "traces": _traces(figure, v, keys)} for v in figure.views],
-      "layout": {"xaxis": _x_axis(figure), "yaxis": {"type": figure.y_axis}},
+      "layout": {"xaxis": _x_axis(figure), "yaxis": {"type": figure.y_axis} | (
+          {"range": list(figure.y_range)} if figure.y_range else {})},
   }
 
 

@@ -137,6 +137,8 @@ def _set_axes(ax: Axes, figure: Figure) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
   else:
     ax.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+  if figure.y_range:
+    ax.set_ylim(*figure.y_range)
   if figure.y_axis == "log":
     ax.set_yscale("log")
     low, high = ax.get_ylim()
