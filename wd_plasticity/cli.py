@@ -73,6 +73,8 @@ def _parse(argv):
     raise UserError(f"the command line names an unknown config field: {_one_line(e)}") from e
   except (TypeError, ValueError, flags.Error) as e:
     raise UserError(f"the command line cannot be used: {_one_line(e)}") from e
+  except BrokenPipeError:  # of a help that nobody reads to its end
+    sys.exit(0)
   except (OSError, ImportError) as e:
     raise UserError(f"the config file cannot be opened: {_one_line(e)}") from e
   except SyntaxError as e:

@@ -68,10 +68,13 @@ def _conclude(made: Sequence[records.Record], workdir: pathlib.Path) -> None:
   if made[-1].state == records.DONE:
     found = study_lib.read(workdir)
     terminal.show(found, answer_lib.answers(found), workdir / "report" / "report.html", Console())
-  failed = [r for r in made if r.state != records.DONE]
+  failed = [r for r in made if r.state == records.FAILED]
+  waiting = [r.name for r in made if r.state == records.WAITING]
   for r in failed:
-    where = f"; its log is {workdir / r.log}" if r.log else ""
-    print(f"{r.name} {r.state}: {r.message}{where}", file=sys.stderr, flush=True)
+    print(f"{r.name} failed: {r.message.rstrip('.')}. Its log is {workdir / r.log}.",
+          file=sys.stderr)
+  if waiting:
+    print(f"not run, because they need it: {', '.join(waiting)}.", file=sys.stderr)
   if failed:
     print("the same command again runs what is left.", file=sys.stderr, flush=True)
     sys.exit(1)
