@@ -93,7 +93,8 @@ def _rates(head: Evidence, group: Group) -> str:
            if where]
   if not texts:
     return ""
-  return (f"The best fine-tuning rate is the {' and the '.join(texts)}; rates beyond may do "
+  where = "" if c.task else " on one task or another"
+  return (f"The best fine-tuning rate is{where} the {' and the '.join(texts)}; rates beyond may do "
           "better, extend the sweep of the finetune program.")
 
 
