@@ -97,6 +97,11 @@ def test_loss_and_accuracy_has_a_point_per_member(whole):
   line = series(made["loss_and_accuracy"], "means", task="SST-2", rate="learning rate 0.001")
   points = series(made["loss_and_accuracy"], "0.1", task="SST-2", rate="learning rate 0.001")
   assert line.y[1] == pytest.approx(statistics.fmean(points.y), rel=1e-4)
+  # Also at the best rates, which are chosen on other problems, the means are those of the answer.
+  comparison = next(c for c in answer.answers(read)[0].comparisons if c.task == "sst2")
+  line = series(made["loss_and_accuracy"], "means", task="SST-2", rate="each at its best rate")
+  assert comparison.rate == "best"
+  assert line.y == pytest.approx([100 * e.value for e in comparison.estimates], rel=1e-4)
 
 
 def test_probes_ranks_and_norms(whole):

@@ -61,7 +61,7 @@ def _plain(value: Any) -> Any:
 
 def _answer(study: Study, group: scores_lib.Group) -> Answer:
   measured, caution = scores_lib.pretraining_loss(study, group)
-  loss = compare([measured], group.decays) if measured else None
+  loss = compare([measured], group.decays, group.seeds) if measured else None
   tasks = scores_lib.tasks(group)
   for_average = scores_lib.headline_split(tasks, group)
   evidence: list[Evidence] = []
@@ -72,7 +72,8 @@ def _answer(study: Study, group: scores_lib.Group) -> Answer:
     parts = [used] if len(used) > 1 else []
     left_out |= {part.title for part in without} if parts else set()
     parts += [[by_rate[rate]] for by_rate in tasks if rate in by_rate]
-    found = [compare(part, group.decays, loss.comparison if loss else None) for part in parts]
+    found = [compare(part, group.decays, group.seeds, loss.comparison if loss else None)
+             for part in parts]
     evidence += [f for f in found if f is not None]
   extra = [caution] if caution else []
   if left_out:

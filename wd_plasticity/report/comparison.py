@@ -54,6 +54,7 @@ class Comparison:
       negative (for losses the other way round): the cost of choosing by loss; `n` decays.
     correlation: over decays, of pretraining loss and this measure; `n` decays.
     rates: of rate 'best', the learning rates chosen by weight decay.
+    members: (weight decay, seed, value) of every member that is compared.
   """
   task: str
   title: str
@@ -65,6 +66,7 @@ class Comparison:
   gain: Interval | None
   correlation: Interval | None
   rates: dict[float, list[float]]
+  members: list[tuple[float, int, float]] = dataclasses.field(default_factory=list)
 
   def at(self, weight_decay: float) -> Estimate | None:
     return next((e for e in self.estimates if e.weight_decay == weight_decay), None)
@@ -87,13 +89,13 @@ def average(parts: Sequence[Scores]) -> tuple[list[Scores], list[Scores]]:
   return used, [p for p in accuracies if p.has_D.sum() < most]
 
 
-def compare(parts: Sequence[Scores], decays: Sequence[float],
+def compare(parts: Sequence[Scores], decays: Sequence[float], seeds: Sequence[int],
             loss: Comparison | None = None) -> Evidence | None:
   """Compares decays by one task, or by the average of several; None without a member.
 
   Args:
     parts: one for each task, of one rate.
-    decays: of the first axis of the scores.
+    decays, seeds: of the first two axes of the scores.
     loss: of the pretraining, for the cost of choosing by it and the correlation.
   """
   valid_DxS = np.all([~np.isnan(p.scores_DxSxI).all(-1) for p in parts], axis=0)
@@ -105,10 +107,13 @@ def compare(parts: Sequence[Scores], decays: Sequence[float],
                         [None if p.errors_DxS is None else p.errors_DxS[has_D] for p in parts])
   except ValueError:  # no item counts for all members
     return None
-  decays = [float(d) for d, has in zip(decays, has_D, strict=True) if has]
   first = parts[0]
   alone = len(parts) == 1
   sign = -1.0 if is_loss(first.measure) else 1.0
+  members = [(float(decays[d]), int(seeds[s]),
+              sign * float(np.mean([np.nanmean(p.scores_DxSxI[d, s]) for p in parts])))
+             for d, s in np.argwhere(valid_DxS)]
+  decays = [float(d) for d, has in zip(decays, has_D, strict=True) if has]
   best = decays[int(np.argmax(fit.mean_D))]
   gain, correlation, without = _against_loss(fit, decays, sign, loss)
   chosen = {d: sorted({r for p in parts for r in p.learning_rates.get(d, [])}) for d in decays}
@@ -119,7 +124,8 @@ def compare(parts: Sequence[Scores], decays: Sequence[float],
       measure=first.measure if alone or len({p.measure for p in parts}) == 1 else "accuracy",
       estimates=_estimates(fit, decays, sign), best=best,
       ties=[decays[i] for i in decay_choice.ties(fit.mean_D, fit.draws_BxD)] if fit.known else [],
-      gain=gain, correlation=correlation, rates=chosen if first.rate == "best" else {})
+      gain=gain, correlation=correlation, rates=chosen if first.rate == "best" else {},
+      members=members)
   return Evidence(comparison, fit, decays, without)
 
 

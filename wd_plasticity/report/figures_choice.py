@@ -114,11 +114,13 @@ def loss_and_accuracy(study: Study, answers: Sequence[Answer]) -> Figure:
   """Accuracy after fine-tuning against pretraining loss, a point per member."""
   views = []
   for answer in answers:
-    losses = {m.name: m.validation_loss for m in _finished(study, answer.group)}
+    losses = {(m.weight_decay, m.seed): (m.name, m.validation_loss)
+              for m in _finished(study, answer.group)}
     last = parts.select(study.finetuned, answer.group, last=True)
     for c in answer.comparisons:
-      scores = _member_scores(last, c)
-      points = _points({k: (losses[k], *v) for k, v in scores.items() if k in losses})
+      factor = _scale(last, c)
+      points = _points([(*losses[decay, seed], decay, factor * value)
+                        for decay, seed, value in c.members if (decay, seed) in losses])
       if points:
         views.append(View(_choice(study, answer, c), points, _label(last, c),
                           not views or len(views) < parts.PANELS and _is_first_rate(answer, c)))
@@ -183,43 +185,10 @@ def _base(last: Sequence[Finetuned], c: Comparison) -> list[Series]:
   return [parts.series("base model", x, y, style=REFERENCE)] if x else []
 
 
-def _member_scores(last: Sequence[Finetuned], c: Comparison) -> dict[str, tuple[float, float]]:
-  """Member to (weight decay, score), of members that have every task of the comparison."""
-  items = _of_task(last, c)
-  if c.rate == "best":
-    items = _at_best_rate(items)
-  elif c.rate:
-    items = [f for f in items if f.rate == c.rate]
-  scores: dict[str, dict[str, list]] = {}
-  decays = {}
-  for f in items:
-    value = parts.value(f, "after", f.measure)
-    if value is not None:
-      scores.setdefault(f.member, {}).setdefault(f.task, []).append(value)
-      decays[f.member] = f.weight_decay
-  tasks, factor = {f.task for f in items}, _scale(last, c)
-  return {m: (decays[m], factor * statistics.fmean(map(statistics.fmean,
-                                                                        by_task.values())))
-          for m, by_task in scores.items() if set(by_task) == tasks}
-
-
-def _at_best_rate(items: Sequence[Finetuned]) -> list[Finetuned]:
-  """Of each task and decay, the rate of the best mean over seeds."""
-  means: dict[tuple, dict[str, list]] = {}
-  for f in items:
-    value = parts.value(f, "after", f.measure)
-    if value is not None:
-      means.setdefault((f.task, f.split, f.weight_decay), {}).setdefault(f.rate, []).append(value)
-  sign = {f.task: -1 if f.measure == "response_loss" else 1 for f in items}
-  best = {k: max(v, key=lambda rate, v=v, s=sign[k[0]]: s * statistics.fmean(v[rate]))
-          for k, v in means.items()}
-  return [f for f in items if best.get((f.task, f.split, f.weight_decay)) == f.rate]
-
-
-def _points(of: dict[str, tuple[float, float, float]]) -> list[Series]:
-  """Points of members (loss, decay, score) by decay, and a line through the means."""
+def _points(of: Sequence[tuple[str, float, float, float]]) -> list[Series]:
+  """Points of members (name, loss, decay, score) by decay, and a line through the means."""
   decays: dict[float, list[tuple[str, float, float]]] = {}
-  for name, (loss, decay, score) in of.items():
+  for name, loss, decay, score in of:
     decays.setdefault(decay, []).append((name, loss, score))
   decays = dict(sorted(decays.items()))
   made = [parts.series(f"{decay:g}", [p[1] for p in points], [p[2] for p in points],
