@@ -5,8 +5,10 @@ typed by its default; a length is a string: '10%' of training, '200 steps' or
 '1e6 tokens'.
 """
 
+import functools
 import json
 import math
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -147,6 +149,16 @@ def as_json(value: Any) -> Any:
   if isinstance(value, ConfigDict):
     value = value.to_dict()
   return json.loads(json.dumps(value))
+
+
+@functools.cache
+def flat_defaults() -> Mapping[str, Any]:
+  """The default configuration, flat, in JSON's types.
+
+  A field that a stored configuration does not have, because it was written before the
+  field existed, had its default.
+  """
+  return types.MappingProxyType(flatten(as_json(default_config())))
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from wd_plasticity.config import as_json, default_config, flatten
+from wd_plasticity.config import as_json, flat_defaults, flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals.targets import Target
 from wd_plasticity.files import write_atomically, write_json, write_text
@@ -158,16 +158,12 @@ def describe(target: Target) -> dict[str, Any]:
 
 
 def setting(result: Mapping[str, Any]) -> str:
-  """What a checkpoint's member shares with those of other decays, seeds and steps, as JSON.
-
-  A field that a checkpoint was written without, because it is younger, has its default.
-  """
-  c, default = result["checkpoint"], as_json(default_config())
-  shared = {k: v for k, v in c["pretraining"].items() if k != "seed"}
-  for section in ("model", "optim"):
-    shared[section] = flatten(default[section]) | flatten(shared.get(section, {}))
-  del shared["optim"]["weight_decay"]
-  return json.dumps(shared | {"data_fingerprint": c["data_fingerprint"]}, sort_keys=True)
+  """What a checkpoint's member shares with those of other decays, seeds and steps, as JSON."""
+  c = result["checkpoint"]
+  fields = {k: v for k, v in flat_defaults().items() if k.startswith(("model.", "optim."))}
+  fields |= flatten(c["pretraining"]) | {"data_fingerprint": c["data_fingerprint"]}
+  own = ("seed", "optim.weight_decay")
+  return json.dumps({k: v for k, v in fields.items() if k not in own}, sort_keys=True)
 
 
 def _pretraining(target: Target) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def _answer(study: Study, group: scores_lib.Group) -> Answer:
   measured, caution = scores_lib.pretraining_loss(study, group)
   loss = compare([measured], group.decays, group.seeds) if measured else None
   tasks = scores_lib.tasks(group)
-  for_average = scores_lib.headline_split(tasks, group)
+  for_average = scores_lib.headline_split(tasks)
   evidence: list[Evidence] = []
   left_out: set[str] = set()
   rates = list(dict.fromkeys(rate for by_rate in tasks for rate in by_rate))

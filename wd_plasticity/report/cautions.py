@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from wd_plasticity.analysis import two_way
 from wd_plasticity.report.comparison import Comparison, Evidence
+from wd_plasticity.report.items import enumerate_some
 from wd_plasticity.report.scores import Group
 from wd_plasticity.report.wording import enumerate_all, gap, plural, rounded
 
-_MOST_NAMES = 4
 _MOST_TIMES = 1000
 
 
@@ -26,12 +26,6 @@ def write(group: Group, loss: Evidence | None, head: Evidence | None,
                  "decay for pretraining.")
   found += _left_out(group, head)
   return list(dict.fromkeys(f for f in found if f))
-
-
-def _names(names: Sequence[str]) -> str:
-  if len(names) <= _MOST_NAMES:
-    return ", ".join(names)
-  return f"{', '.join(names[:_MOST_NAMES])} and {len(names) - _MOST_NAMES} more"
 
 
 def _seeds(head: Evidence) -> str:
@@ -146,11 +140,11 @@ def _left_out(group: Group, head: Evidence | None) -> list[str]:
   found = []
   if group.left_out:
     found.append("Left out, because their pretraining failed or has not finished: "
-                 f"{_names(group.left_out)}.")
+                 f"{enumerate_some(group.left_out)}.")
   tuned = {f.member for f in group.finetuned}
   waiting = [m.name for m in group.members if m.status == "done" and m.name not in tuned]
   if waiting and head is not None:
-    found.append(f"Pretrained but not fine-tuned yet: {_names(waiting)}.")
+    found.append(f"Pretrained but not fine-tuned yet: {enumerate_some(waiting)}.")
   if head is not None:
     used = {(d, int(n)) for d, n in zip(head.decays, head.fit.seeds_D, strict=True)}
     have = {d: len({f.seed for f in group.finetuned if f.weight_decay == d})
@@ -163,10 +157,10 @@ def _left_out(group: Group, head: Evidence | None) -> list[str]:
     names = list(dict.fromkeys(f"{f.member} on {f.title}" + (f" at {f.rate}" if f.rate else "")
                                for f in group.ruined))
     found.append("Fine-tuning was not finite and counts with the scores of the step before: "
-                 f"{_names(names)}.")
+                 f"{enumerate_some(names)}.")
   if group.early:
-    found.append(f"Results of {_names(group.early)} are of a checkpoint before the last step; "
-                 "run the finetune program on the last one.")
+    found.append(f"Results of {enumerate_some(group.early)} are of a checkpoint before the last "
+                 "step; run the finetune program on the last one.")
   missing = [f for f in group.finetuned if not f.scores.get("after")]
   if missing:
     has = "has" if len(missing) == 1 else "have"

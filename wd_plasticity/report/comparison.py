@@ -55,6 +55,7 @@ class Comparison:
     correlation: over decays, of pretraining loss and this measure; `n` decays.
     rates: of rate 'best', the learning rates chosen by weight decay.
     members: (weight decay, seed, value) of every member that is compared.
+    tasks: (task, split) of what is compared.
   """
   task: str
   title: str
@@ -67,6 +68,7 @@ class Comparison:
   correlation: Interval | None
   rates: dict[float, list[float]]
   members: list[tuple[float, int, float]] = dataclasses.field(default_factory=list)
+  tasks: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
   def at(self, weight_decay: float) -> Estimate | None:
     return next((e for e in self.estimates if e.weight_decay == weight_decay), None)
@@ -125,7 +127,7 @@ def compare(parts: Sequence[Scores], decays: Sequence[float], seeds: Sequence[in
       estimates=_estimates(fit, decays, sign), best=best,
       ties=[decays[i] for i in decay_choice.ties(fit.mean_D, fit.draws_BxD)] if fit.known else [],
       gain=gain, correlation=correlation, rates=chosen if first.rate == "best" else {},
-      members=members)
+      members=members, tasks=[(p.task, p.split) for p in parts])
   return Evidence(comparison, fit, decays, without)
 
 

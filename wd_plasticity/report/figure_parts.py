@@ -5,16 +5,15 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
+from scipy.special import stdtrit  # Student's t
+
 from wd_plasticity.report.figure import LINE, Series
 from wd_plasticity.report.items import enumerate_some
-from wd_plasticity.report.study import Finetuned, Result, Study
+from wd_plasticity.report.study import Finetuned, Member, Result, Study
 
 POINTS_OF_A_LINE = 150
 PANELS = 6  # of a static figure
 FEW_MEMBERS = 12  # up to as many are shown as lines of their own
-# Student's 97.5 % quantile by degrees of freedom, beyond them the normal's.
-_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201,
-              2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)
 _MEASURES = {"acc": "accuracy", "acc_per_byte": "accuracy", "acc_per_token": "accuracy",
              "greedy_pass@1": "greedy pass@1"}
 
@@ -41,13 +40,9 @@ def intervals(of: Sequence[Sequence[float]]) -> list[tuple[float | None, float |
   if not freedom:
     return [(None, None)] * len(of)
   squares = sum((x - m) ** 2 for v, m in zip(of, means, strict=True) for x in v)
-  half = _quantile(freedom) * math.sqrt(squares / freedom)
+  half = float(stdtrit(freedom, 0.975)) * math.sqrt(squares / freedom)
   return [(m - half / math.sqrt(len(v)), m + half / math.sqrt(len(v)))
           for v, m in zip(of, means, strict=True)]
-
-
-def _quantile(freedom: int) -> float:
-  return _QUANTILES[freedom - 1] if freedom <= len(_QUANTILES) else 1.96 + 2.5 / freedom
 
 
 def series(name: str, x: Sequence[float], y: Sequence[float | None], **fields) -> Series:
@@ -136,6 +131,12 @@ def controls(study: Study, *names: str) -> tuple[str, ...]:
 def select(items: Iterable, group: str, *, last: bool = False) -> list:
   """Those of a group, of the last steps alone if wanted."""
   return [i for i in items if i.group == group and (not last or i.last)]
+
+
+def finished(study: Study, group: str) -> list[Member]:
+  """Members of a group that are done, with a validation loss."""
+  return [m for m in select(study.members, group)
+          if m.status == "done" and m.validation_loss is not None]
 
 
 def rates(items: Iterable[Finetuned]) -> list[str]:

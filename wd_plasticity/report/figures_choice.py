@@ -83,7 +83,7 @@ def loss_by_decay(study: Study, answers: Sequence[Answer]) -> Figure:
   of = {a.group: a.loss for a in answers}
   views = []
   for group in parts.groups(study):
-    members = _finished(study, group)
+    members = parts.finished(study, group)
     if not members:
       continue
     points = parts.series(
@@ -115,7 +115,7 @@ def loss_and_accuracy(study: Study, answers: Sequence[Answer]) -> Figure:
   views = []
   for answer in answers:
     losses = {(m.weight_decay, m.seed): (m.name, m.validation_loss)
-              for m in _finished(study, answer.group)}
+              for m in parts.finished(study, answer.group)}
     last = parts.select(study.finetuned, answer.group, last=True)
     for c in answer.comparisons:
       factor = _scale(last, c)
@@ -146,28 +146,9 @@ def loss_and_accuracy(study: Study, answers: Sequence[Answer]) -> Figure:
 # Parts of them.
 
 
-def _finished(study: Study, group: str) -> list:
-  return [m for m in parts.select(study.members, group)
-          if m.status == "done" and m.validation_loss is not None]
-
-
 def _of_task(items: Sequence[Finetuned], c: Comparison) -> list[Finetuned]:
-  """Those a comparison is of; the title tells splits of a task apart."""
-  if not c.task:  # the tasks with a score that compare the most decays
-    decays: dict[str, set[float]] = {}
-    splits: dict[str, list[str]] = {}
-    for f in items:
-      if f.measure != "response_loss":
-        decays.setdefault(f.task, set()).add(f.weight_decay)
-        splits.setdefault(f.task, []).append(f.split)
-    most = max(map(len, decays.values()), default=0)
-    split = {task: next((s for s in ("test", "validation") if s in of), of[0])
-             for task, of in splits.items()}
-    return [f for f in items
-            if len(decays.get(f.task, ())) == most and f.split == split[f.task]]
-  same = [f for f in items if f.task == c.task]
-  of_split = [f for f in same if c.title.endswith(f", {f.split}")]
-  return of_split if of_split and len(of_split) < len(same) else same
+  """Those a comparison is of."""
+  return [f for f in items if (f.task, f.split) in c.tasks]
 
 
 def _base(last: Sequence[Finetuned], c: Comparison) -> list[Series]:

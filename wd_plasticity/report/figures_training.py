@@ -43,7 +43,7 @@ def gap(study: Study) -> Figure:
       views.append(View(parts.with_setting(study, group, {}), _measured_gap(results),
                         "gap (nats per token)"))
       continue
-    members = [m for m in _done(study, group) if None not in (m.validation_loss,
+    members = [m for m in parts.finished(study, group) if None not in (m.validation_loss,
                                                               m.train_subset_loss)]
     if members:
       sources.add("members")
@@ -136,7 +136,8 @@ def loss_by_timescale(study: Study) -> Figure:
   views = []
   for group in parts.groups(study):
     lines = []
-    for decay, same in parts.by_decay(m for m in _done(study, group) if _fraction(m)).items():
+    members = [m for m in parts.finished(study, group) if _fraction(m)]
+    for decay, same in parts.by_decay(members).items():
       lines.append(parts.series(
           f"{decay:g}", [m.plan["timescale"]["fraction"] for m in same],
           [m.validation_loss for m in same], weight_decay=decay, style=POINTS,
@@ -157,11 +158,6 @@ def loss_by_timescale(study: Study) -> Figure:
 
 
 # Parts of them.
-
-
-def _done(study: Study, group: str) -> list[Member]:
-  return [m for m in parts.select(study.members, group)
-          if m.status == "done" and m.validation_loss is not None]
 
 
 def _fraction(m: Member) -> float | None:

@@ -19,12 +19,14 @@ class Scores:
 
   Attributes:
     task, title, rate, measure: as in `comparison.Comparison`.
+    split: of the task.
     scores_DxSxI: by the group's decays and seeds, NaN for members that are missing.
     errors_DxS: standard errors where the items are not known (I = 1), else None.
     keys: [I] of the items.
     learning_rates: decay to the rates its scores were made with.
   """
   task: str
+  split: str
   title: str
   rate: str
   measure: str
@@ -114,7 +116,7 @@ def pretraining_loss(study: Study, group: Group) -> tuple[Scores | None, str]:
   if not cells:
     return None, caution
   keys, scores_DxSxI, _ = _arrays(group, [(w, s, k, -y, None) for w, s, k, y, _ in cells])
-  return Scores("", "pretraining", "", "validation loss", scores_DxSxI, None, keys, {}), caution
+  return Scores("", "", "pretraining", "", "validation loss", scores_DxSxI, None, keys, {}), caution
 
 
 _DOCUMENT_ARRAYS = ("documents", "document_sums", "document_counts")
@@ -154,21 +156,14 @@ def tasks(group: Group) -> list[dict[str, Scores]]:
   return made
 
 
-def headline_split(titled: Sequence[dict[str, Scores]], group: Group) -> list[dict[str, Scores]]:
+def headline_split(of_splits: Sequence[dict[str, Scores]]) -> list[dict[str, Scores]]:
   """One split of every task: 'test', else 'validation', else the first."""
-  order: dict[str, list[str]] = {}
-  for f in group.finetuned:
-    splits = order.setdefault(f.task, [])
-    if f.split not in splits:
-      splits.append(f.split)
-  chosen: dict[str, dict[str, Scores]] = {}
-  for by_rate in titled:
+  by_task: dict[str, dict[str, dict[str, Scores]]] = {}
+  for by_rate in of_splits:
     some = next(iter(by_rate.values()))
-    splits = order[some.task]
-    wanted = next((s for s in ("test", "validation") if s in splits), splits[0])
-    if len(splits) == 1 or some.title.endswith(f", {wanted}"):
-      chosen.setdefault(some.task, by_rate)
-  return list(chosen.values())
+    by_task.setdefault(some.task, {})[some.split] = by_rate
+  return [next((splits[s] for s in ("test", "validation") if s in splits),
+               next(iter(splits.values()))) for splits in by_task.values()]
 
 
 def _scores(group: Group, results: Sequence[Finetuned], title: str, rate: str,
@@ -193,7 +188,7 @@ def _scores(group: Group, results: Sequence[Finetuned], title: str, rate: str,
            for d in group.decays}
   if not keys or np.isnan(array).all():
     return None
-  return Scores(results[0].task, title, rate, measure, array,
+  return Scores(results[0].task, results[0].split, title, rate, measure, array,
                 None if np.isnan(errors).all() else errors, keys,
                 {d: r for d, r in rates.items() if r})
 
@@ -233,5 +228,5 @@ def _best_rates(group: Group, rates: Sequence[Scores]) -> Scores | None:
   learning_rates = {d: sorted({rate for r in picked for rate in rates[r].learning_rates[d]})
                     for d, picked in zip(group.decays, chosen, strict=True) if picked}
   first = rates[0]
-  return Scores(first.task, first.title, "best", first.measure, made_DxSxI, None, common,
-                learning_rates)
+  return Scores(first.task, first.split, first.title, "best", first.measure, made_DxSxI, None,
+                common, learning_rates)

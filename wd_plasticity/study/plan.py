@@ -10,6 +10,7 @@ the eval programs by their configurations, as `sweep(add)` names the members:
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -122,8 +123,13 @@ def read_tasks(e: Eval) -> list[str]:
       missing = next(s for s in task.splits if s not in wanted)
       raise UserError(f"task {name} of {e.program} needs files to learn from and files to be "
                       f"tested on; set sources.{name}.{missing} of its configuration.")
-    found += [registry.load(name, split, sources[split]).fingerprint for split in wanted]
+    found += [_fingerprint_of_split(name, split, sources[split]) for split in wanted]
   return found
+
+
+@functools.cache  # programs often share tasks
+def _fingerprint_of_split(name: str, split: str, source: str) -> str:
+  return registry.load(name, split, source).fingerprint
 
 
 def config_flags(arguments: Sequence[str]) -> list[str]:

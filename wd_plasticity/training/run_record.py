@@ -19,7 +19,7 @@ import jax
 from ml_collections import ConfigDict
 
 import wd_plasticity
-from wd_plasticity.config import as_json, default_config, flatten
+from wd_plasticity.config import as_json, flat_defaults, flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.files import write_json
 
@@ -92,7 +92,7 @@ def changed_fields(old: Mapping, new: Mapping) -> list[tuple[str, Any, Any]]:
   A field that `old` does not have, because it was written before the field existed,
   counts as having had its default.
   """
-  before = flatten(as_json(default_config())) | flatten(as_json(old))
+  before = flat_defaults() | flatten(as_json(old))
   after = flatten(as_json(new))
   names = [n for n in before | after if not n.startswith(FREE_FIELDS)]
   return [(n, before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)]

@@ -7,7 +7,6 @@ Run again at any time, also while members are training:
 
 import csv
 import dataclasses
-import functools
 import io
 import json
 import math
@@ -21,7 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from wd_plasticity.config import as_json, default_config, flatten
+from wd_plasticity.config import flat_defaults, flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.files import write_atomically, write_text
 from wd_plasticity.training import checkpoint
@@ -100,12 +99,7 @@ def swept_fields(configs: Sequence[dict]) -> list[str]:
 
 def field(config: dict, name: str) -> Any:
   """A field of a flat configuration; what was written before it existed had its default."""
-  return config[name] if name in config else _defaults().get(name)
-
-
-@functools.cache
-def _defaults() -> dict:
-  return flatten(as_json(default_config()))
+  return config[name] if name in config else flat_defaults().get(name)
 
 
 def member_row(folder: Path, config: dict, swept: Sequence[str]) -> dict:
