@@ -34,18 +34,18 @@ def default_config() -> ConfigDict:
   c.seed = 0  # of the initialisation and of the data order
 
   c.model = ConfigDict(dict(
-      num_layers=4,
-      width=128,
-      num_heads=4,
-      num_kv_heads=4,
+      num_layers=4,  # N
+      width=128,  # D, of the residual stream
+      num_heads=4,  # H, query heads
+      num_kv_heads=4,  # G, key/value heads; each serves as many query heads
       head_dim=0,  # 0: width / num_heads
-      ffn_width=344,
+      ffn_width=344,  # F, of the SwiGLU
       vocab_size=0,  # 0: as large as the tokenizer's
       norm_position="pre",  # pre (Llama-2) or post (OLMo-2: on each sublayer's output)
       qk_norm=False,  # RMSNorm over the full query and key projections (OLMo-2)
-      rope_theta=10_000.0,
-      norm_eps=1e-5,
-      tied_head=False,
+      rope_theta=10_000.0,  # base of the rotary frequencies
+      norm_eps=1e-5,  # of every RMSNorm
+      tied_head=False,  # the output head is the embedding
       init="scaled",  # scaled: std sqrt(2/(5 width)); truncated: std 0.02 cut at 3 sigma
       compute_dtype="float32",  # float32 or bfloat16; parameters are always float32
       attention="auto",  # auto, plain, cudnn (GPU), splash (TPU), blocks (CPU)
@@ -75,12 +75,12 @@ def default_config() -> ConfigDict:
   ))
 
   c.optim = ConfigDict(dict(
-      learning_rate=3e-3,
-      beta1=0.9,
-      beta2=0.95,
-      eps=1e-8,
-      clip_norm=1.0,  # 0: no clipping
-      weight_decay=0.1,
+      learning_rate=3e-3,  # peak
+      beta1=0.9,  # of Adam, first moment
+      beta2=0.95,  # of Adam, second moment
+      eps=1e-8,  # of Adam
+      clip_norm=1.0,  # of all gradients together; 0: no clipping
+      weight_decay=0.1,  # lambda, before the multipliers of `optim.decay`
   ))
   c.optim.schedule = schedule_section("cosine", warmup="10%", final_fraction=0.1)
   c.optim.decay = ConfigDict(dict(
@@ -90,17 +90,23 @@ def default_config() -> ConfigDict:
   ))
   c.optim.decay.schedule = schedule_section("constant", warmup="0%", final_fraction=1.0)
   c.optim.decay.multipliers = ConfigDict(dict(
-      embedding=1.0, head=1.0, query_key=1.0, value_output=1.0, feed_forward=1.0, norm=1.0))
+      embedding=1.0,  # times `optim.weight_decay` for this group
+      head=1.0,  # the same
+      query_key=1.0,  # the same
+      value_output=1.0,  # the same
+      feed_forward=1.0,  # the same
+      norm=1.0,  # the same
+  ))
 
   c.train = ConfigDict(dict(
       steps=0,  # 0: from tokens_per_parameter
       tokens_per_parameter=20.0,  # all parameters count, embeddings included
       global_batch_size=16,  # sequences per step
       accumulate_steps=1,  # micro-batches a step is split into
-      z_loss=0.0,
+      z_loss=0.0,  # weight of the squared log of the softmax's normaliser
       loss_tile_tokens=0,  # tokens whose logits exist at once; 0: chosen for the platform
-      log_every="1%",
-      eval_every="10%",
+      log_every="1%",  # length between lines of metrics
+      eval_every="10%",  # length between evaluations
       eval_sequences=64,  # validation and train-subset records per evaluation
   ))
 
@@ -108,21 +114,27 @@ def default_config() -> ConfigDict:
       members_at_once=0,  # members in one compiled program; 0: measured
   ))
   c.mesh = ConfigDict(dict(
-      sweep=1, data=-1, fsdp=1, tensor=1,  # -1: the devices that are left
+      sweep=1,  # devices that members are divided among; -1: those that are left
+      data=-1,  # devices that hold whole copies and divide the batch
+      fsdp=1,  # devices that divide parameters, optimizer state and the batch
+      tensor=1,  # devices that divide heads, feed-forward units and the vocabulary
       cpu_devices=0,  # on a CPU: devices it is shown as; 0: one
   ))
   c.checkpoint = ConfigDict(dict(
-      every="20%",
+      every="20%",  # length between checkpoints
       keep_latest=1,  # newest checkpoints kept for resuming
       keep_at=(0.25, 0.5, 0.75),  # fractions of training kept for good, beside the last
   ))
-  c.log = ConfigDict(dict(wandb=False, wandb_project="wd_plasticity"))
+  c.log = ConfigDict(dict(
+      wandb=False,  # also log to Weights & Biases
+      wandb_project="wd_plasticity",  # of Weights & Biases
+  ))
   c.distributed = ConfigDict(dict(
       mode="auto",  # auto: when a cluster is detected; on; off
       coordinator="",  # host:port, when not detected
-      num_processes=0,
-      process_id=-1,
-      timeout_seconds=120,
+      num_processes=0,  # with a coordinator: of the run
+      process_id=-1,  # with a coordinator: this one's, from 0
+      timeout_seconds=120,  # for the processes to find each other
   ))
   return c
 

@@ -25,8 +25,9 @@ from wd_plasticity.training.loop import StopSignal
 
 _CONFIG = cli.define_config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; nothing is written outside.")
-_SWEEP_INDEX = flags.DEFINE_integer(
-    "sweep_index", None, "Run only this member of the sweep, counted from 0.")
+_SWEEP_INDEX = flags.DEFINE_string(
+    "sweep_index", "all", "Run only these members of the sweep, counted from 0: 2, or 0,2,5-7; "
+    "none: what the config says without its sweep.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be run, and run nothing.")
 
 
@@ -38,8 +39,8 @@ def main(argv: Sequence[str]):
     raise UserError("--workdir=FOLDER is missing; checkpoints and metrics are written there.")
   config = _CONFIG.value
   filename, overrides = cli.config_source()
-  members = members_lib.expand(config, cli.load_sweep(filename), tuple(overrides))
-  members = _selected(members, _SWEEP_INDEX.value)
+  members = members_lib.chosen(config, cli.load_sweep(filename), tuple(overrides),
+                               _SWEEP_INDEX.value)
   hardware.keep_freed_memory()
   _show_cpu_devices(config)
   line = distributed.initialise(config.distributed)
@@ -91,15 +92,6 @@ def _prepare(config: ConfigDict, workdir: pathlib.Path):
     prepared = prepare(config.data, cache, report)
   distributed.barrier("data are prepared")
   return prepared if distributed.is_first() else prepare(config.data, cache, report)
-
-
-def _selected(members: list[Member], index: int | None) -> list[Member]:
-  if index is None:
-    return members
-  if not 0 <= index < len(members):
-    raise UserError(f"--sweep_index={index} is not one of the {len(members)} members, 0 to "
-                    f"{len(members) - 1}; --dry_run lists them.")
-  return [members[index]]
 
 
 def _show_cpu_devices(config: ConfigDict):

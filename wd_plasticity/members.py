@@ -63,6 +63,41 @@ def expand(config: ConfigDict, sweep: Callable | None, fixed: Sequence[str] = ()
   return list(members.values())
 
 
+def chosen(config: ConfigDict, sweep: Callable | None, fixed: Sequence[str],
+           text: str) -> list[Member]:
+  """The members that `--sweep_index` means: those of `select`, or with 'none' the config alone.
+
+  Raises:
+    UserError: as of `expand` and `select`.
+  """
+  if text == "none":
+    return expand(config, None, fixed)
+  members = expand(config, sweep, fixed)
+  return [members[i] for i in select(members, text)]
+
+
+def select(members: Sequence[Member], text: str) -> list[int]:
+  """Places of the members that a text such as '0,2,5-7' means; 'all' means every one.
+
+  Raises:
+    UserError: it is not such a text, or names a member that is not there.
+  """
+  if text == "all":
+    return list(range(len(members)))
+  chosen = []
+  for part in text.split(","):
+    first, dash, last = part.strip().partition("-")
+    if not first.isdigit() or (dash and not last.isdigit()):
+      raise UserError(f"{text!r} does not name members of the sweep; write their numbers, counted "
+                      "from 0, such as 0,2,5-7.")
+    chosen += range(int(first), int(last if dash else first) + 1)
+  outside = [i for i in chosen if i >= len(members)]
+  if outside or not chosen:
+    raise UserError(f"{text} does not name some of the {len(members)} members, 0 to "
+                    f"{len(members) - 1}; --dry_run lists them.")
+  return sorted(set(chosen))
+
+
 def member_name(point: dict) -> str:
   """A directory name such as wd0.3-seed1 for the overrides of a member."""
   parts = []

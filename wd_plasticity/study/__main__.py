@@ -8,6 +8,7 @@ or of the data has made invalid; what it replaces is kept in WORKDIR/outdated.
 """
 
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -28,6 +29,11 @@ from wd_plasticity.study.display import Display
 
 _CONFIG = cli.define_config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study; nothing is written outside.")
+_STEP = flags.DEFINE_string(
+    "step", None, "Become the program of this one eval, for launchers: no other step is run and "
+    "no record kept.")
+_SWEEP_INDEX = flags.DEFINE_string(
+    "sweep_index", "all", "With --step: only these members of the sweep, see wd_plasticity.main.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the steps and their state; run nothing.")
 
 
@@ -40,6 +46,13 @@ def main(argv: Sequence[str]):
   config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
   filename, overrides = cli.config_source()
   _, colon, argument = filename.partition(":")
+  if _STEP.value is not None:
+    declared = plan.load_evals(cli.load_function(filename, "evals"), argument if colon else None)
+    members = members_lib.chosen(config, cli.load_sweep(filename), tuple(overrides),
+                                 _SWEEP_INDEX.value)
+    _become(declared, members, workdir)
+  if _SWEEP_INDEX.value != "all":
+    raise UserError("--sweep_index chooses members for one --step; a study runs all of them.")
   if config.distributed.mode == "on":
     raise UserError("a study starts its programs on one machine; with distributed.mode=on run "
                     "wd_plasticity.main and the eval programs by themselves.")
@@ -61,6 +74,26 @@ def main(argv: Sequence[str]):
   with Display(steps) as display:
     made = run_lib.run(steps, known, display)
   _conclude(made, workdir)
+
+
+def _become(evals: Sequence[plan.Eval], members: Sequence[members_lib.Member],
+            workdir: pathlib.Path) -> None:
+  """Turns this process into the eval program that --step names.
+
+  Raises:
+    UserError: the study has no such eval.
+  """
+  wanted = next((e for e in evals if e.program == _STEP.value), None)
+  if wanted is None:
+    raise UserError(f"--step={_STEP.value} is not an eval of this study; it has "
+                    f"{', '.join(e.program for e in evals)}.")
+  folders = [str(workdir / "members" / m.name) for m in members]
+  command = plan.eval_command(wanted, str(workdir), folders)
+  if _DRY_RUN.value:
+    print(shlex.join(["python", *command]))
+    sys.exit(0)
+  write_text(plan.config_path(str(workdir), wanted.program), plan.config_text(wanted))
+  cli.become(command)
 
 
 def _conclude(made: Sequence[records.Record], workdir: pathlib.Path) -> None:

@@ -21,11 +21,13 @@ from ml_collections import ConfigDict
 import wd_plasticity
 from wd_plasticity.config import as_json, flat_defaults, flatten
 from wd_plasticity.errors import UserError
-from wd_plasticity.files import write_json
+from wd_plasticity.files import locked, write_json
 
 # Fields that change how a run is executed or reported, not what it computes.
 FREE_FIELDS = ("log.", "checkpoint.", "mesh.", "distributed.", "sweep.", "data.num_workers",
                "data.cache_dir", "train.log_every")
+# What a launcher says about itself, its tags and notes, as JSON.
+LAUNCH_VARIABLE = "WD_PLASTICITY_LAUNCH"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -38,7 +40,9 @@ def open_workdir(workdir: str | os.PathLike) -> None:
   if jax.process_index() != 0:
     return
   try:
-    _write_versions(Path(workdir) / "versions.json")
+    path = Path(workdir) / "versions.json"
+    with locked(path):  # jobs of a launch start together
+      _write_versions(path)
   except (PermissionError, FileExistsError, NotADirectoryError) as e:
     raise UserError(f"--workdir={workdir} cannot be written to ({os.strerror(e.errno)}); give "
                     "a folder that can.") from e
@@ -124,7 +128,7 @@ def code_version() -> str:
 
 def _write_versions(path: Path) -> None:
   """Writes this start's versions; those it replaces stay under `earlier`."""
-  now = versions()
+  now = versions() | _launch()
   try:
     before = json.loads(path.read_text(encoding="utf-8"))
     earlier = before.pop("earlier", [])
@@ -133,3 +137,12 @@ def _write_versions(path: Path) -> None:
   if before != now:
     earlier.append(before)
   write_json(path, {**now, "earlier": earlier})
+
+
+def _launch() -> dict[str, Any]:
+  """What the launcher of this process, if there was one, says about the run."""
+  try:
+    about = json.loads(os.environ.get(LAUNCH_VARIABLE, ""))
+  except ValueError:
+    return {}
+  return {"launch": about} if isinstance(about, dict) else {}
