@@ -1,14 +1,15 @@
 # make quickstart   a whole study on the embedded corpus, from nothing: models, evals, report
 # make test         the default tests
 # make slow         tests that take minutes each, such as runs of two processes
-# make parity       the tests against torch and transformers
+# make parity       the tests against torch, transformers and lm-evaluation-harness
+# make docs         the documentation as a site, its tutorials run: docs/_build/html
 
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/quickstart
 PY = $(VENV)/bin/python
 
-.PHONY: quickstart test slow parity lint lock clean
+.PHONY: quickstart test slow parity docs lint lock clean
 
 quickstart: $(VENV)/core
 	$(PY) -m wd_plasticity.study --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -21,6 +22,9 @@ slow: $(VENV)/core
 
 parity: $(VENV)/parity
 	$(PY) -m pytest tests/parity
+
+docs: $(VENV)/docs
+	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
 
 lint: $(VENV)/core
 	$(PY) -m ruff check .
@@ -35,6 +39,10 @@ $(VENV)/core: requirements.lock setup.py
 
 $(VENV)/parity: $(VENV)/core requirements-parity.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock -r requirements-parity.txt
+	touch $@
+
+$(VENV)/docs: $(VENV)/core requirements-docs.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock -r requirements-docs.txt
 	touch $@
 
 # The pinned versions, for every supported Python at once.

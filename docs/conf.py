@@ -1,0 +1,43 @@
+"""Configuration of the documentation; `make docs` builds it into docs/_build/html."""
+
+import os
+import pathlib
+import sys
+
+DOCS = pathlib.Path(__file__).parent
+sys.path.insert(0, str(DOCS))
+
+import configuration  # noqa: E402  docs/configuration.py
+
+project = "wd_plasticity"
+author = "The wd_plasticity authors"
+copyright = author  # the footer's line
+html_title = "wd_plasticity"
+
+extensions = ["myst_nb", "sphinx.ext.mathjax"]
+exclude_patterns = ["_build"]
+html_theme = "sphinx_book_theme"
+html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True}
+html_static_path = ["images"]
+
+myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_heading_anchors = 3
+# Reports and raw results beside a page are files to download, not pages.
+suppress_warnings = ["myst.xref_missing"] if os.environ.get("WD_PLASTICITY_DOCS_DRAFT") else []
+
+# Tutorials are run when the site is built, and a cell that fails ends the build. What
+# they printed is kept in docs/_build, so that only pages that changed are run again.
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(DOCS / "_build" / "executed")
+nb_execution_timeout = 1800
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+# The commands of a tutorial are those of this environment, on the CPU.
+os.environ["PATH"] = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["COLUMNS"] = "100"
+
+
+def setup(app):
+  app.connect("builder-inited",
+              lambda _: configuration.write(DOCS / "reference" / "configuration.md"))
