@@ -50,4 +50,4 @@ lock:
 	uv pip compile setup.py --universal --python-version 3.11 --extra test --no-header -o requirements.lock
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) docs/_build

@@ -14,7 +14,8 @@ author = "The wd_plasticity authors"
 copyright = author  # the footer's line
 html_title = "wd_plasticity"
 
-extensions = ["myst_nb", "sphinx.ext.mathjax"]
+extensions = ["myst_nb", "mathml"]
+html_math_renderer = "mathml"
 exclude_patterns = ["_build"]
 html_theme = "sphinx_book_theme"
 html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True}
@@ -22,13 +23,14 @@ html_static_path = ["images"]
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
-# Reports and raw results beside a page are files to download, not pages.
-suppress_warnings = ["myst.xref_missing"] if os.environ.get("WD_PLASTICITY_DOCS_DRAFT") else []
 
 # Tutorials are run when the site is built, and a cell that fails ends the build. What
 # they printed is kept in docs/_build, so that only pages that changed are run again.
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(DOCS / "_build" / "executed")
+# While writing: DRAFT=1 make docs leaves out the tutorials, which take most of the time.
+nb_execution_excludepatterns = ["tutorials/*"] if os.environ.get("DRAFT") else []
+suppress_warnings = ["myst-nb.lexer"] if os.environ.get("DRAFT") else []
 nb_execution_timeout = 1800
 nb_execution_raise_on_error = True
 nb_merge_streams = True
