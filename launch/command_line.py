@@ -43,7 +43,10 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print exactly what would be subm
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-  """Runs a launcher: `cli.run`, with --set_config understood."""
+  """Runs a launcher: `cli.run`, with --set_config understood and all flags in --help."""
+  for flag in flags.FLAGS.get_key_flags_for_module(__name__):
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+  flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])
   sys.argv = as_config_flags(sys.argv)
   cli.run(main)
 
@@ -89,8 +92,7 @@ def read_launch(devices_per_job: int = 0) -> Launch:
   name = _NAME.value or config.name or Path(filename.partition(":")[0]).stem
   launch = Launch(
       config=config, filename=filename,
-      overrides=tuple(a for a in study_plan.config_flags(sys.argv[1:])
-                      if a.startswith(("--config.", "-config."))),
+      overrides=_overrides(sys.argv[1:]),
       workdir=fill_in(_WORKDIR.value, name), name=name, tags=tuple(_TAGS.value),
       notes=_NOTES.value, members=tuple(members), indices=tuple(indices),
       members_per_job=_MEMBERS_PER_JOB.value, evals=tuple(_evals(filename)),
@@ -98,6 +100,18 @@ def read_launch(devices_per_job: int = 0) -> Launch:
   if _CHECK.value:
     check(launch)
   return launch
+
+
+def _overrides(arguments: Sequence[str]) -> tuple[str, ...]:
+  """Fields that a command line sets, each as one argument."""
+  made, before = [], ""
+  for argument in study_plan.config_flags(arguments):
+    if argument.startswith(("--config.", "-config.")):
+      made.append(argument)
+    elif made and before == made[-1]:  # --config.FIELD VALUE
+      made[-1] = f"{before}={argument}"
+    before = argument
+  return tuple(made)
 
 
 def cpu_devices() -> int:

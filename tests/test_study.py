@@ -18,7 +18,7 @@ from wd_plasticity.config import default_config, flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals.config import attention_rank_config, finetune_config, probe_config
 from wd_plasticity.members import expand
-from wd_plasticity.study import plan, records, run
+from wd_plasticity.study import plan, processes, records, run
 from wd_plasticity.study.display import Display
 from wd_plasticity.study.plan import Step
 
@@ -159,10 +159,10 @@ def test_killed_it_leaves_no_step_behind_and_a_second_start_waits_for_its_end(tm
 
 
 def test_two_studies_do_not_share_a_work_directory(tmp_path, monkeypatch):
-  monkeypatch.setattr(run.time, "sleep", lambda _: None)
-  with run._only_one(tmp_path):
+  monkeypatch.setattr(processes.time, "sleep", lambda _: None)
+  with processes.only_one(tmp_path):
     with pytest.raises(UserError, match="another study is running"):
-      with run._only_one(tmp_path):
+      with processes.only_one(tmp_path):
         pass
 
 

@@ -1,6 +1,7 @@
 """Command lines: absl flags and ml_collections configs, with mistakes said in one sentence."""
 
 import importlib.util
+import inspect
 import json
 import os
 import pathlib
@@ -8,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -48,11 +50,23 @@ def run(main: Callable[[Sequence[str]], None]):
   app.run(quiet_main, flags_parser=parse)
 
 
+def become(command: Sequence[str]) -> NoReturn:
+  """Turns this process into another program: arguments of the Python interpreter."""
+  os.environ.update(_for_successor)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os.execv(sys.executable, [sys.executable, *command])
+
+
+_for_successor: dict[str, str] = {}
+
+
 def _end_with_parent() -> None:
   """Has this process stop in good order should the study that started it be killed."""
   pipe = os.environ.pop(PARENT_VARIABLE, None)
   if pipe is None:
     return
+  _for_successor[PARENT_VARIABLE] = pipe
   def watch():
     os.read(int(pipe), 1)  # returns when the other end is closed
     os.kill(os.getpid(), signal.SIGTERM)
@@ -111,8 +125,15 @@ def load_function(filename: str, name: str) -> Callable | None:
 
 
 def load_sweep(filename: str) -> Callable | None:
-  """The function `sweep(add)` of a config file, or None when it declares none."""
-  return load_function(filename, "sweep")
+  """The function `sweep(add)` of a config file, or None when it declares none.
+
+  One that is declared as `sweep(add, arguments)` is given the config's arguments too.
+  """
+  sweep = load_function(filename, "sweep")
+  if sweep is None or len(inspect.signature(sweep).parameters) < 2:
+    return sweep
+  _, colon, arguments = filename.partition(":")
+  return lambda add: sweep(add, arguments if colon else None)
 
 
 def parse_arguments(text: str | None, **defaults):

@@ -4,6 +4,7 @@
 (`.jsonl`) and arrays (`.npz`), so an item is either done or has to be done again.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -19,7 +20,7 @@ import numpy as np
 from wd_plasticity.config import as_json, flat_defaults, flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals.targets import Target
-from wd_plasticity.files import write_atomically, write_json, write_text
+from wd_plasticity.files import locked, write_atomically, write_json, write_text
 from wd_plasticity.training import distributed
 from wd_plasticity.training.run_record import code_version
 
@@ -94,7 +95,10 @@ class Results:
     Raises:
       UserError: it cannot be read.
     """
-    return _read(self.path(target, item))
+    try:
+      return _read(self.path(target, item))
+    except FileNotFoundError as e:
+      raise UserError(f"there is no result {self.path(target, item)}.") from e
 
   def write(self, target: Target, item: str, settings: Mapping[str, Any],
             values: Mapping[str, Any], *, records: Sequence[Mapping] | None = None,
@@ -126,7 +130,10 @@ class Results:
 
   def all(self) -> list[dict[str, Any]]:
     """All finished items of the program in this work directory, by weight decay and step."""
-    items = [_read(p) for p in sorted(self.directory.glob("*/*/*.json"))]
+    items = []
+    for path in sorted(self.directory.glob("*/*/*.json")):
+      with contextlib.suppress(FileNotFoundError):  # another job has just set it aside
+        items.append(_read(path))
     def order(r):
       c = r["checkpoint"]
       return c["weight_decay"], c["seed"], c["member"], c["step"], r["item"]
@@ -137,11 +144,14 @@ class Results:
 
     `results.jsonl` has a line per item, `results.csv` a line per figure.
     """
-    items = self.all()
-    if distributed.is_first() and items:
-      lines = "".join(json.dumps(r, allow_nan=False) + "\n" for r in items)
-      write_text(self.directory / "results.jsonl", lines)
-      write_text(self.directory / "results.csv", _csv(items))
+    if not distributed.is_first():
+      return self.all()
+    with locked(self.directory / "results.jsonl"):  # of jobs that end together the last sees all
+      items = self.all()
+      if items:
+        lines = "".join(json.dumps(r, allow_nan=False) + "\n" for r in items)
+        write_text(self.directory / "results.jsonl", lines)
+        write_text(self.directory / "results.csv", _csv(items))
     return items
 
 
@@ -225,5 +235,7 @@ def _read(path: Path) -> dict[str, Any]:
     if made["schema_version"] > SCHEMA_VERSION:
       raise UserError(f"{path} was written by a newer wd_plasticity; update this one.")
     return made
+  except FileNotFoundError:
+    raise
   except (OSError, ValueError, KeyError, TypeError) as e:
     raise UserError(f"{path} is not a readable result; delete it to have it made again.") from e

@@ -23,11 +23,11 @@ from ml_collections import ConfigDict
 from wd_plasticity.config import as_json, flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals import config as eval_config
-from wd_plasticity.evals import finetune_plan
+from wd_plasticity.evals import finetune_plan, lm_eval_tasks
 from wd_plasticity.members import Member, expand
 from wd_plasticity.tasks import registry
 
-PROGRAMS = ("overfit", "probe", "attention_rank", "finetune")
+PROGRAMS = ("overfit", "probe", "attention_rank", "finetune", "lm_eval")
 PRETRAINING, REPORT = "pretraining", "report"
 
 
@@ -115,6 +115,8 @@ def read_tasks(e: Eval) -> list[str]:
   for point in expand(e.config, _sweep_of(e), alone=()):
     if e.program == "finetune":
       finetune_plan.check(point.config)
+  if e.program == "lm_eval":
+    return lm_eval_tasks.read(e.config)
   found = []
   for name in e.config.get("tasks", ()):
     task, sources = registry.get(name), e.config.sources[name]
@@ -163,9 +165,7 @@ def make_steps(own_flags: Sequence[str], members: Sequence[Member], data_fingerp
        "members/*/checkpoints/*/commit_success.txt"))]
   for e in evals:
     steps.append(Step(
-        e.program,
-        ("-m", f"wd_plasticity.evals.{e.program}", f"--config={config_path(workdir, e.program)}",
-         f"--checkpoint={workdir}", place, "--replace"),
+        e.program, eval_command(e, workdir, [workdir]),
         fingerprint(as_json(e.config), e.sweep, read_tasks(e)),
         (f"evals/{e.program}/*/*/*.json", f"evals/{e.program}/*/*/*.npz"),
         after=(PRETRAINING,), minutes=e.minutes))
@@ -173,6 +173,13 @@ def make_steps(own_flags: Sequence[str], members: Sequence[Member], data_fingerp
       REPORT, ("-m", "wd_plasticity.report", place), "", ("report/**/*",),
       after=tuple(s.name for s in steps), any_of=True, minutes=0.3))
   return steps
+
+
+def eval_command(e: Eval, workdir: str, checkpoints: Sequence[str]) -> tuple[str, ...]:
+  """Arguments of the Python interpreter that run an eval on checkpoints of a study."""
+  return ("-m", f"wd_plasticity.evals.{e.program}",
+          f"--config={config_path(workdir, e.program)}",
+          *(f"--checkpoint={c}" for c in checkpoints), f"--workdir={workdir}", "--replace")
 
 
 def fingerprint(*values: Any) -> str:

@@ -1,6 +1,7 @@
 """Start of `jax.distributed`: explicit, with a timeout, and told in one line."""
 
 import os
+import re
 
 import jax
 from ml_collections import ConfigDict
@@ -8,13 +9,16 @@ from ml_collections import ConfigDict
 from wd_plasticity.errors import UserError
 
 _MODES = ("auto", "on", "off")
+# Set to 'on' by launchers whose machines JAX can tell apart though no variable shows it, such
+# as those of a Cloud TPU slice.
+PROCESSES_VARIABLE = "WD_PLASTICITY_DISTRIBUTED"
 
 
 def initialise(section: ConfigDict) -> str:
   """Connects the processes of a run when there are several; returns the line to print.
 
   mode 'off' never connects, 'on' always, 'auto' when a coordinator is given or the
-  environment is that of a cluster with more than one task.
+  environment is that of a cluster with more than one task, or a launcher says that it is.
 
   Raises:
     UserError: bad fields, or no answer from the coordinator within the timeout.
@@ -31,8 +35,10 @@ def initialise(section: ConfigDict) -> str:
 def _in_cluster() -> bool:
   env = os.environ
   hosts = [h for h in env.get("TPU_WORKER_HOSTNAMES", "").split(",") if h]
-  return (int(env.get("SLURM_NTASKS", "1") or 1) > 1 and "SLURM_PROCID" in env
+  # Of the job step, which srun sets: a batch script sees SLURM_NTASKS too, but is one process.
+  return (int(env.get("SLURM_STEP_NUM_TASKS", "1") or 1) > 1 and "SLURM_PROCID" in env
           or int(env.get("OMPI_COMM_WORLD_SIZE", "1") or 1) > 1
+          or env.get(PROCESSES_VARIABLE) == "on"
           or len(hosts) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in env)
 
 
@@ -53,6 +59,16 @@ def _connect(section):
         f"the processes did not connect within {section.timeout_seconds} s "
         f"(coordinator {section.coordinator or 'found by JAX'}): {reason}; check the address and "
         "that all processes are started, or set distributed.mode=off for one process.") from e
+  if not section.coordinator and _alone_on_node() and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
+    # In a cluster JAX takes every process for one of a single GPU.
+    for field in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
+      jax.config.update(field, "all")
+
+
+def _alone_on_node() -> bool:
+  """Whether every node of a SLURM step or an Open MPI job runs one of its processes."""
+  return bool(re.fullmatch(r"1(\(x\d+\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+              or os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1")
 
 
 def is_first() -> bool:

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from wd_plasticity.config import flat_defaults, flatten
 from wd_plasticity.errors import UserError
-from wd_plasticity.files import write_atomically, write_text
+from wd_plasticity.files import locked, write_atomically, write_text
 from wd_plasticity.training import checkpoint
 from wd_plasticity.training.metrics import read_metrics
 from wd_plasticity.training.progress import format_count
@@ -59,13 +59,17 @@ def summarise(workdir: str | os.PathLike) -> list[dict]:
   """
   workdir = Path(workdir)
   if not workdir.is_dir():
-    raise UserError(f"there is no work directory {workdir}; give the --workdir of a pretraining.")
+    raise _no_workdir(workdir)
   folders = sorted(p for p in workdir.glob("members/*") if p.is_dir())
   configs = [flatten(read_json(p / "config.json").get("config", {})) for p in folders]
   swept = swept_fields(configs)
   rows = [member_row(folder, config, swept)
           for folder, config in zip(folders, configs, strict=True)]
   return sorted(rows, key=lambda r: (_or_last(r["weight_decay"]), _or_last(r["seed"]), r["member"]))
+
+
+def _no_workdir(workdir: Path) -> UserError:
+  return UserError(f"there is no work directory {workdir}; give the --workdir of a pretraining.")
 
 
 def _or_last(value: float | None) -> float:
@@ -214,11 +218,14 @@ def write_summary(workdir: str | os.PathLike, console: Console | None = None) ->
   from wd_plasticity.training import summary_plot  # matplotlib is slow to import
 
   workdir = Path(workdir)
-  rows = summarise(workdir)
-  write_text(workdir / "sweep.csv", _csv(rows))
-  text = json.dumps(rows, indent=2, allow_nan=False) + "\n"
-  write_text(workdir / "sweep.json", text)
-  write_atomically(workdir / "sweep.png", lambda f: summary_plot.save(rows, settings(rows), f))
+  if not workdir.is_dir():
+    raise _no_workdir(workdir)
+  with locked(workdir / "sweep.csv"):  # of members that end together the last sees all
+    rows = summarise(workdir)
+    write_text(workdir / "sweep.csv", _csv(rows))
+    text = json.dumps(rows, indent=2, allow_nan=False) + "\n"
+    write_text(workdir / "sweep.json", text)
+    write_atomically(workdir / "sweep.png", lambda f: summary_plot.save(rows, settings(rows), f))
   _print_table(rows, console or wide_console())
   return rows
 

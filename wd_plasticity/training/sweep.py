@@ -10,7 +10,7 @@ import numpy as np
 
 from wd_plasticity import members as members_lib
 from wd_plasticity.data.prepare import Prepared
-from wd_plasticity.files import write_json
+from wd_plasticity.files import locked, write_json
 from wd_plasticity.members import Member
 from wd_plasticity.plan import Plan
 from wd_plasticity.training import distributed
@@ -97,10 +97,28 @@ def _members_at_once(members, plan, programs, workdir, progress) -> int:
         f"{jax.devices()[0].device_kind}"
   known = json.loads(record.read_text()) if record.exists() else {}
   if key not in known:
-    known[key] = _trial(members, plan, programs, smallest, progress)
+    size = _trial(members, plan, programs, smallest, progress)
     if distributed.is_first():
-      write_json(record, known)
+      size = _remember(record, key, size)
+    known[key] = _told_by_first(size)
   return known[key]
+
+
+def _remember(record: pathlib.Path, key: str, size: int) -> int:
+  """Keeps the answer of a trial; where another process had one first, that one holds."""
+  with locked(record):
+    known = json.loads(record.read_text()) if record.exists() else {}
+    if key not in known:
+      write_json(record, known | {key: size})
+    return known.get(key, size)
+
+
+def _told_by_first(value: int) -> int:
+  """The value that the first process has, in all processes."""
+  if jax.process_count() == 1:
+    return value
+  from jax.experimental import multihost_utils
+  return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def _trial(members, plan, programs, smallest, progress) -> int:
@@ -127,8 +145,5 @@ def _trial(members, plan, programs, smallest, progress) -> int:
   slow, fast = max(seconds, key=seconds.get), min(seconds, key=seconds.get)
   progress.print(f"{fast} member(s) in one program: {seconds[fast] * 1e3:.0f} ms per member and "
                  f"step, against {seconds[slow] * 1e3:.0f} ms with {slow}.")
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
-    fast = int(multihost_utils.broadcast_one_to_all(np.int32(fast)))
   return fast
 

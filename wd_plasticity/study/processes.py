@@ -1,0 +1,149 @@
+"""Programs as processes of their own: logs, progress, stopping in good order.
+
+A program that is started here reports how far it is through a file, writes what it says
+to a log, and is asked to stop when this process ends, in whichever way (cli.py).
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from wd_plasticity.cli import PARENT_VARIABLE
+from wd_plasticity.errors import UserError
+from wd_plasticity.training.progress import FILE_VARIABLE
+
+_SECONDS_TO_STOP = 300.0  # a large checkpoint takes its time
+
+
+class Program:
+  """A program under way.
+
+  Args:
+    command: arguments of the Python interpreter.
+    log: file to which its output is appended.
+    progress: file in which it says how far it is.
+    lock: of `only_one`, which the program holds as well.
+    environment: variables beside those of this process.
+  """
+
+  def __init__(self, command: Sequence[str], log: pathlib.Path, progress: pathlib.Path, lock: int,
+               environment: Mapping[str, str] | None = None):
+    for path in (log, progress):
+      path.parent.mkdir(parents=True, exist_ok=True)
+    progress.unlink(missing_ok=True)
+    self.log, self._progress, self._asked = log, progress, None
+    read_end, self._write_end = os.pipe()  # the program ends when this process does
+    variables = os.environ | {FILE_VARIABLE: str(progress), PARENT_VARIABLE: str(read_end),
+                              "PYTHONUNBUFFERED": "1"} | dict(environment or {})
+    try:
+      with open(log, "a", encoding="utf-8") as f:
+        f.write(f"$ {shlex.join(['python', *command])}\n")
+        f.flush()
+        self._begin = f.tell()
+        self._process = subprocess.Popen(
+            [sys.executable, *command], env=variables, stdin=subprocess.DEVNULL, stdout=f,
+            stderr=subprocess.STDOUT, pass_fds=(read_end, lock), start_new_session=True)
+    except BaseException:
+      os.close(self._write_end)
+      raise
+    finally:
+      os.close(read_end)
+
+  def ended(self) -> bool:
+    return self._process.poll() is not None
+
+  @property
+  def status(self) -> int:
+    """The exit status of a program that has ended, as a shell would give it."""
+    code = self._process.returncode
+    return 128 - code if code < 0 else code
+
+  def ask_to_stop(self) -> None:
+    """Has it save its state and end; kills it when that takes minutes. May be called often."""
+    if self.ended():
+      return
+    if self._asked is None:
+      self._asked = time.monotonic()
+      self._process.send_signal(signal.SIGTERM)
+    elif time.monotonic() - self._asked > _SECONDS_TO_STOP:
+      self._process.kill()
+
+  def progress(self) -> dict[str, Any] | None:
+    """What it says of itself (training/progress.py); None for nothing yet."""
+    try:
+      return json.loads(self._progress.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+      return None
+
+  def last_words(self) -> str:
+    """What it said last: its error, or its last line."""
+    with open(self.log, encoding="utf-8", errors="replace") as f:
+      f.seek(self._begin)
+      lines = [line.strip() for line in f if line.strip()]
+    said = next((line for line in reversed(lines) if line.startswith("error: ")),
+                lines[-1] if lines else f"it ended with status {self.status} and said nothing")
+    return said.removeprefix("error: ")
+
+  def close(self) -> None:
+    """Lets go of it; one that still runs is asked to stop."""
+    os.close(self._write_end)
+
+
+@contextlib.contextmanager
+def only_one(workdir: pathlib.Path) -> Iterator[int]:
+  """Holds the work directory for one study and the programs it starts.
+
+  A program inherits the lock: should this process be killed, it is held until its
+  programs, which notice, have ended as well.
+
+  Raises:
+    UserError: another study holds it, or it cannot be written to.
+  """
+  path = workdir / "study" / "lock"
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+  except OSError as e:
+    raise UserError(f"--workdir={workdir} cannot be written to ({e.strerror}); give a folder that "
+                    "can.") from e
+  try:
+    for waited in range(61):
+      try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        break
+      except BlockingIOError:
+        if waited == 0:
+          print("a study is running in this work directory; waiting a minute for its step to end",
+                flush=True)
+        time.sleep(1)
+    else:
+      raise UserError(f"another study is running in {workdir}; wait for it, or give another "
+                      "--workdir.")
+    yield lock
+  finally:
+    os.close(lock)
+
+
+class Stop:
+  """Notes SIGTERM and Ctrl-C instead of ending at once; `number` is the signal, or 0."""
+
+  def __enter__(self) -> "Stop":
+    self.number = 0
+    self._before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT)}
+    return self
+
+  def __exit__(self, *_) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def _note(self, number, _) -> None:
+    self.number = number
