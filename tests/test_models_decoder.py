@@ -12,7 +12,7 @@ from flax import nnx
 
 from wd_plasticity.config import default_config
 from wd_plasticity.errors import UserError
-from wd_plasticity.interop import transformers_weights
+from wd_plasticity.interop import transformers_config, transformers_weights
 from wd_plasticity.models import decoder, layers, loss
 from wd_plasticity.models.config import PRESETS, ModelConfig
 
@@ -67,7 +67,7 @@ def read_golden(path):
   tensors = dict(np.load(path))
   fields = json.loads(str(tensors.pop("config")))
   section = default_config().model
-  section.update(transformers_weights.section_from_transformers(fields))
+  section.update(transformers_config.section_from_transformers(fields))
   config = ModelConfig.from_section(section, section.vocab_size)
   return config, tensors.pop("tokens"), tensors.pop("logits"), tensors
 
@@ -109,12 +109,12 @@ def test_wrong_checkpoints_are_refused(spoil, message):
 ])
 def test_architectures_that_differ_are_refused(fields, message):
   with pytest.raises(UserError, match=message):
-    transformers_weights.section_from_transformers(fields)
+    transformers_config.section_from_transformers(fields)
 
 
 def test_mixed_architectures_have_no_transformers_name():
   with pytest.raises(UserError, match="neither Llama"):
-    transformers_weights.family(config_of("llama2", qk_norm=True))
+    transformers_config.family(config_of("llama2", qk_norm=True))
 
 
 @pytest.mark.parametrize("family, tied", [("llama2", False), ("llama2", True), ("olmo2", False)])

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from wd_plasticity.config import default_config
 from wd_plasticity.errors import UserError
-from wd_plasticity.interop import transformers_files, transformers_weights
+from wd_plasticity.interop import transformers_config, transformers_files, transformers_weights
 from wd_plasticity.models import decoder
 from wd_plasticity.models.config import ModelConfig
 
@@ -57,7 +57,7 @@ def test_parameters_are_made_one_at_a_time(tmp_path):
   written = reward_directory.write(tmp_path, ml_dtypes.bfloat16)
   fields, tensors = transformers_files.read_directory(tmp_path)
   section = default_config().model
-  section.update(transformers_weights.section_from_transformers(fields))
+  section.update(transformers_config.section_from_transformers(fields))
   config = ModelConfig.from_section(section, 0)
   assert config.rope_scaling == (8.0, 1.0, 4.0, 32.0)
   reads = []
@@ -91,7 +91,7 @@ def test_layers_of_two_dtypes_keep_their_values(tmp_path):
   written[name] = written[name].astype(np.float32) + 2**-20
   fields, _ = transformers_files.read_directory(tmp_path)
   section = default_config().model
-  section.update(transformers_weights.section_from_transformers(fields))
+  section.update(transformers_config.section_from_transformers(fields))
   params = transformers_weights.from_transformers(
       written, ModelConfig.from_section(section, 0), score_head=True, place=lambda _, array: array)
   np.testing.assert_array_equal(params["layers"]["feed_forward"]["up"]["kernel"][1],
@@ -175,7 +175,7 @@ def test_a_published_directory():
   fields, tensors = transformers_files.read_directory(
       pathlib.Path(_DATA) / "checkpoints" / "verl_tiny_llama")
   section = default_config().model
-  section.update(transformers_weights.section_from_transformers(fields))
+  section.update(transformers_config.section_from_transformers(fields))
   config = ModelConfig.from_section(section, 0)
   assert (config.num_layers, config.width, config.head_dim, config.vocab_size) == (4, 128, 32, 16)
   params = transformers_weights.from_transformers(tensors, config)

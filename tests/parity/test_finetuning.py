@@ -11,7 +11,7 @@ from wd_plasticity.evals.config import finetune_config
 from wd_plasticity.finetuning import batches, lora, tuner
 from wd_plasticity.finetuning.examples import Example
 from wd_plasticity.finetuning.step import TuneOptions, TuneProgram
-from wd_plasticity.interop import transformers_weights
+from wd_plasticity.interop import transformers_config, transformers_weights
 from wd_plasticity.models import decoder
 from wd_plasticity.models.config import ModelConfig
 from wd_plasticity.optim import adamw, groups
@@ -52,7 +52,7 @@ def _ours(examples, params, **options):
 
 
 def _torch_model(params):
-  fields = transformers_weights.config_to_transformers(MODEL, 64)
+  fields = transformers_config.config_to_transformers(MODEL, 64)
   fields.pop("architectures")
   config = transformers.LlamaConfig(**fields, attn_implementation="eager", pad_token_id=None)
   model = transformers.LlamaForCausalLM(config).float()

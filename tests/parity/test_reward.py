@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers", reason="the parity suite need
 import reward_directory  # noqa: E402
 
 from wd_plasticity.config import default_config  # noqa: E402
-from wd_plasticity.interop import transformers_files, transformers_weights  # noqa: E402
+from wd_plasticity.interop import transformers_config, transformers_files, transformers_weights  # noqa: E402
 from wd_plasticity.models import decoder  # noqa: E402
 from wd_plasticity.models.config import ModelConfig  # noqa: E402
 from wd_plasticity.reward import model as reward  # noqa: E402
@@ -153,7 +153,7 @@ def test_logits_of_a_published_directory():
   directory = pathlib.Path(_DATA) / "checkpoints" / "verl_tiny_llama"
   fields, tensors = transformers_files.read_directory(directory)
   section = default_config().model
-  section.update(transformers_weights.section_from_transformers(fields))
+  section.update(transformers_config.section_from_transformers(fields))
   config = ModelConfig.from_section(section, 0)
   params = transformers_weights.from_transformers(tensors, config)
   model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)

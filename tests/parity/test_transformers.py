@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch", reason="the parity suite needs torch")
 transformers = pytest.importorskip("transformers", reason="the parity suite needs transformers")
 
 from wd_plasticity.config import default_config  # noqa: E402
-from wd_plasticity.interop import transformers_weights  # noqa: E402
+from wd_plasticity.interop import transformers_config, transformers_weights  # noqa: E402
 from wd_plasticity.models import decoder  # noqa: E402
 from wd_plasticity.models.config import PRESETS, ModelConfig  # noqa: E402
 
@@ -47,7 +47,7 @@ def our_config(family, **sizes) -> ModelConfig:
 
 def their_model(config: ModelConfig):
   """A transformers model with random weights, norms included, far from their initial values."""
-  fields = transformers_weights.config_to_transformers(config, length=64)
+  fields = transformers_config.config_to_transformers(config, length=64)
   model_type = fields.pop("model_type")
   model = transformers.AutoModelForCausalLM.from_config(
       transformers.AutoConfig.for_model(model_type, **fields), attn_implementation="eager")
@@ -108,7 +108,7 @@ def test_our_weights_give_our_logits(case):
 def test_section_of_their_config(case):
   config = our_config(**CASES[case])
   section = default_config().model
-  section.update(transformers_weights.section_from_transformers(
+  section.update(transformers_config.section_from_transformers(
       their_model(config).config.to_dict()))
   section.init = config.init
   assert ModelConfig.from_section(section, config.vocab_size) == config
@@ -121,7 +121,7 @@ def write_golden():
     tensors = their_tensors(model)
     if config.tied_head:
       del tensors["lm_head.weight"]
-    fields = transformers_weights.config_to_transformers(config, length=64)
+    fields = transformers_config.config_to_transformers(config, length=64)
     np.savez_compressed(
         GOLDEN / f"transformers_{case}.npz", config=json.dumps(fields), tokens=tokens,
         logits=their_logits(model, tokens), **tensors)

@@ -16,12 +16,12 @@ def build(spec: dict):
   import transformers
 
   from wd_plasticity.bench import generate_worker
-  from wd_plasticity.interop import transformers_weights
+  from wd_plasticity.interop import transformers_config, transformers_weights
 
   sizes = generate_worker.model_of(spec)
   device = "cuda" if torch.cuda.is_available() else "cpu"
   torch.set_num_threads(os.cpu_count())
-  fields = transformers_weights.config_to_transformers(
+  fields = transformers_config.config_to_transformers(
       sizes, length=spec["length"] + spec["new_tokens"])
   config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
   model = transformers.AutoModelForCausalLM.from_config(config)

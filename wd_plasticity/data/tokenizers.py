@@ -7,6 +7,7 @@
 | json | a tokenizer.json of Hugging Face `tokenizers` |
 | sentencepiece | a SentencePiece .model (the format of Llama-2) |
 | gpt2 | a folder with encoder.json and vocab.bpe, or vocab.json and merges.txt |
+| saved | a folder that `save` wrote, such as members/<name>/tokenizer of a run |
 """
 
 import hashlib
@@ -22,7 +23,7 @@ import tokenizers as hf
 from wd_plasticity.errors import UserError
 from wd_plasticity.files import write_json
 
-KINDS = ("byte", "bpe", "json", "sentencepiece", "gpt2")
+KINDS = ("byte", "bpe", "json", "sentencepiece", "gpt2", "saved")
 EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|end_of_document|>", "[EOS]")
 _META = "meta.json"
 _SPACES = "\u2581\u0120"  # what SentencePiece and byte-level BPE write for a space
@@ -65,6 +66,8 @@ def make(kind: str, path: str, vocab_size: int, texts: Iterable[str]) -> Tokeniz
       return SentencePieceTokenizer(f.read(), path)
   if kind == "gpt2":
     return _from_gpt2(path)
+  if kind == "saved":
+    return load(path)
   with open(path, encoding="utf-8") as f:
     return HFTokenizer(f.read(), path)
 
@@ -82,6 +85,10 @@ def files(kind: str, path: str) -> list[str]:
         return paths
     raise UserError(f"data.tokenizer.path={path!r} must be a folder with encoder.json and "
                     "vocab.bpe, or vocab.json and merges.txt.")
+  if kind == "saved":
+    load(path)  # raises when it is not complete
+    names = (_META, "tokenizer.json", "tokenizer.model")
+    return [p for p in (os.path.join(path, name) for name in names) if os.path.isfile(p)]
   if not os.path.isfile(path):
     wanted = "tokenizer.json" if kind == "json" else ".model file"
     raise UserError(f"data.tokenizer.path={path!r} is not a file; name the {wanted}.")
@@ -92,7 +99,8 @@ def load(directory: str) -> Tokenizer:
   """The tokenizer that `save` wrote into `directory`."""
   try:
     with open(os.path.join(directory, _META), encoding="utf-8") as f:
-      kind = json.load(f)["kind"]
+      meta = json.load(f)
+    kind = meta["kind"]
     if kind == "byte":
       return ByteTokenizer()
     if kind == "sentencepiece":
@@ -101,7 +109,7 @@ def load(directory: str) -> Tokenizer:
         return SentencePieceTokenizer(f.read(), path)
     path = os.path.join(directory, "tokenizer.json")
     with open(path, encoding="utf-8", newline="") as f:
-      return HFTokenizer(f.read(), path)
+      return HFTokenizer(f.read(), path, meta.get("eos", ""))
   except FileNotFoundError as e:
     raise UserError(f"{directory} holds no saved tokenizer ({e.filename} is missing); name the "
                     "tokenizer folder of a run.") from e
@@ -129,7 +137,14 @@ class ByteTokenizer:
 class HFTokenizer:
   """A tokenizer of Hugging Face `tokenizers`, kept as the text of its tokenizer.json."""
 
-  def __init__(self, content: str, path: str):
+  def __init__(self, content: str, path: str, eos: str = ""):
+    """Opens it.
+
+    Args:
+      content: of the file.
+      path: of the file, for messages.
+      eos: the token that ends a document; empty: the first of `EOS_NAMES` that it has.
+    """
     try:
       self._tokenizer = hf.Tokenizer.from_str(content)
     except Exception as e:  # `tokenizers` raises bare Exception
@@ -144,7 +159,11 @@ class HFTokenizer:
     self.fingerprint = hashlib.sha256(b"hf:" + content.encode("utf-8")).hexdigest()
     vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
     self.vocab_size = max(vocabulary.values()) + 1  # ids may have gaps
-    self.eos_id = _find_eos(vocabulary.get, path)
+    # What would be found anyway need not be kept, and leaves the fingerprint as it is.
+    self._eos = "" if eos == next((n for n in EOS_NAMES if n in vocabulary), None) else eos
+    if self._eos:
+      self.fingerprint = hashlib.sha256(f"{self.fingerprint}:{eos}".encode()).hexdigest()
+    self.eos_id = _find_eos(vocabulary.get, path, (eos,) if self._eos else EOS_NAMES)
     pieces = self._tokenizer.encode("a", add_special_tokens=False).tokens
     self.adds_space = pieces[:1] != [] and pieces[0][0] in _SPACES
 
@@ -159,7 +178,7 @@ class HFTokenizer:
     os.makedirs(directory, exist_ok=True)
     with open(os.path.join(directory, "tokenizer.json"), "w", encoding="utf-8", newline="") as f:
       f.write(self._content)
-    _write_meta(directory, "hf")
+    _write_meta(directory, "hf", **({"eos": self._eos} if self._eos else {}))
 
 
 class SentencePieceTokenizer:
@@ -229,17 +248,17 @@ def _from_gpt2(path: str) -> HFTokenizer:
   return HFTokenizer(tokenizer.to_str(), path)
 
 
-def _find_eos(find, path: str) -> int:
-  for name in EOS_NAMES:
+def _find_eos(find, path: str, names: Sequence[str] = EOS_NAMES) -> int:
+  for name in names:
     if find(name) is not None:
       return find(name)
   raise UserError(f"data.tokenizer.path: {path} has no end of sequence; add one of "
-                  f"{' '.join(EOS_NAMES)} to its vocabulary.")
+                  f"{' '.join(names)} to its vocabulary.")
 
 
-def _write_meta(directory: str, kind: str) -> None:
+def _write_meta(directory: str, kind: str, **more: str) -> None:
   """Comes after the content: a folder without this file is not a saved tokenizer."""
-  write_json(os.path.join(directory, _META), {"kind": kind})
+  write_json(os.path.join(directory, _META), {"kind": kind, **more})
 
 
 def _first_line(e: Exception) -> str:

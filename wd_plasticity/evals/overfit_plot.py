@@ -89,10 +89,11 @@ def _prepare(panels: Sequence[Axes], rows: Sequence[Row], smallest: str) -> None
     panels[2].yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     for axes in panels[1:]:
       axes.axhline(0, color="#9a9a9a", lw=1, zorder=1)
-  epochs = {format_count(r.tokens / r.values["epochs"]) for r in rows}
+  # Of an imported model the tokens may not be known, and are then 0.
+  epochs = {format_count(r.tokens / r.values["epochs"]) for r in rows if r.tokens}
   label = "tokens seen" + (f" (of {epochs.pop()} in an epoch)" if len(epochs) == 1 else "")
   for axes in panels[:2]:
-    axes.set(xlabel=label, xlim=(0, 1.04 * max(r.tokens for r in rows)))
+    axes.set(xlabel=label, xlim=(0, 1.04 * max(r.tokens for r in rows) or 1))
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_count(x) if x else "0"))
 

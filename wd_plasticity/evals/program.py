@@ -156,6 +156,11 @@ class Session:
       UserError: they cannot be made, or the files they are made of have changed.
     """
     fingerprint = target.meta["data_fingerprint"]
+    if not fingerprint:
+      raise UserError(f"{target.name} was imported without data, which {self.program} needs here; "
+                      "import it under another name with --config=FILE, whose section data names "
+                      "the text, or (finetune) set --config.evaluate.forgetting_sequences=0 and "
+                      "--config.replay.fraction=0.")
     if fingerprint not in self._prepared:
       data = ConfigDict(target.pretraining["data"])
       places = (self.config.cache_dir, data.cache_dir, target.workdir / "cache",

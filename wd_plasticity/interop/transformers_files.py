@@ -3,6 +3,7 @@
 Pickle files (pytorch_model.bin) are never read: they can run any code.
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -16,22 +17,43 @@ import safetensors
 from wd_plasticity.errors import UserError
 
 ARCHITECTURES = ("LlamaForCausalLM", "Olmo2ForCausalLM", "LlamaForSequenceClassification")
-_DTYPES = ("BF16", "F16", "F32")
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # safetensors' name to numpy's
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """A tensor in a file: which one, its dtype ('BF16') and its shape."""
+
+  path: Path
+  dtype: str
+  shape: tuple[int, ...]
 
 
 class Tensors(Mapping):
   """Names to arrays of safetensors files; a tensor is read when it is asked for.
 
-  Arrays have the dtype of the file (bfloat16 is ml_dtypes'); nothing is kept.
+  Arrays have the dtype of the file (bfloat16 is ml_dtypes'); nothing is kept. A file is
+  opened anew for every reading: it is mapped into memory, and what was read of a mapping
+  stays there as long as it is open.
   """
 
-  def __init__(self, files: Mapping[str, Any]):
-    self._files = files  # name to the open file that holds it
+  def __init__(self, files: Mapping[str, Stored]):
+    self._files = files
 
   def __getitem__(self, name: str) -> np.ndarray:
-    return self._files[name].get_tensor(name)
+    with _open(self._files[name].path) as file:
+      return file.get_tensor(name)
+
+  def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+    """A part of a tensor: its indices start to stop - 1 on the first axis."""
+    with _open(self._files[name].path) as file:
+      return file.get_slice(name)[start:stop]
+
+  def stored(self, name: str) -> Stored:
+    """What the header of the file says of a tensor."""
+    return self._files[name]
 
   def __iter__(self) -> Iterator[str]:
     return iter(self._files)
@@ -48,8 +70,8 @@ def read_directory(path: str | os.PathLike) -> tuple[dict[str, Any], Tensors]:
       model.safetensors.index.json and the files it names.
 
   Returns:
-    The fields of config.json, and the tensors by transformers' names. All files are open
-    and checked against their headers; the numbers are read later, one tensor at a time.
+    The fields of config.json, and the tensors by transformers' names. All files are checked
+    against their headers; the numbers are read later, one tensor at a time.
 
   Raises:
     UserError: a file is missing, damaged or of another format, or the architecture is not
@@ -65,8 +87,7 @@ def read_directory(path: str | os.PathLike) -> tuple[dict[str, Any], Tensors]:
     raise UserError(f"{path} holds the architecture {architecture}, which is not known here; it "
                     f"can be {', '.join(ARCHITECTURES)}.")
   if (path / _SINGLE).exists():
-    shard = _open(path / _SINGLE)
-    files = {name: shard for name in shard.keys()}  # noqa: SIM118  not a dict
+    files = _headers(path / _SINGLE)
   elif (path / _INDEX).exists():
     files = _open_shards(path)
   elif any(path.glob("pytorch_model*.bin*")):
@@ -76,11 +97,10 @@ def read_directory(path: str | os.PathLike) -> tuple[dict[str, Any], Tensors]:
         "save_pretrained(..., safe_serialization=True).")
   else:
     raise UserError(f"{path} has neither {_SINGLE} nor {_INDEX}.")
-  for name, file in files.items():
-    dtype = file.get_slice(name).get_dtype()
-    if dtype not in _DTYPES:
-      raise UserError(f"The tensor {name} in {path} is stored as {dtype}; only "
-                      f"{', '.join(_DTYPES)} are read, so save the model unquantized.")
+  for name, stored in files.items():
+    if stored.dtype not in DTYPES:
+      raise UserError(f"The tensor {name} in {path} is stored as {stored.dtype}; only "
+                      f"{', '.join(DTYPES)} are read, so save the model unquantized.")
   return fields, Tensors(files)
 
 
@@ -110,8 +130,18 @@ def _open(path: Path):
     raise UserError(f"{path} is damaged or cut short ({e}); copy it again.") from e
 
 
-def _open_shards(path: Path) -> dict[str, Any]:
-  """Tensor names to open files, by the index of a model in several files."""
+def _headers(path: Path) -> dict[str, Stored]:
+  """What a safetensors file holds."""
+  with _open(path) as file:
+    found = {}
+    for name in file.keys():  # noqa: SIM118  not a dict
+      part = file.get_slice(name)
+      found[name] = Stored(path, part.get_dtype(), tuple(part.get_shape()))
+  return found
+
+
+def _open_shards(path: Path) -> dict[str, Stored]:
+  """What the files of a model in several hold, by its index."""
   places = read_json(path / _INDEX).get("weight_map")
   if not (isinstance(places, dict) and places and
           all(isinstance(shard, str) for shard in places.values())):
@@ -123,10 +153,9 @@ def _open_shards(path: Path) -> dict[str, Any]:
     if not (path / shard).exists():
       raise UserError(f"{path} lacks {shard}, one of the {len(set(places.values()))} files that "
                       f"{_INDEX} names; copy it again.")
-    shards[shard] = _open(path / shard)
-  for shard, file in shards.items():
-    held = set(file.keys())
+    shards[shard] = _headers(path / shard)
+  for shard, held in shards.items():
     for name in (name for name, place in places.items() if place == shard and name not in held):
       raise UserError(f"{path / shard} lacks the tensor {name} that {_INDEX} places there; copy "
                       "both again.")
-  return {name: shards[shard] for name, shard in places.items()}
+  return {name: shards[shard][name] for name, shard in places.items()}

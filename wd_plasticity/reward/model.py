@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from wd_plasticity.config import default_config
 from wd_plasticity.errors import UserError
-from wd_plasticity.interop import transformers_files, transformers_weights
+from wd_plasticity.interop import transformers_config, transformers_files, transformers_weights
 from wd_plasticity.models import decoder
 from wd_plasticity.models.config import ModelConfig
 from wd_plasticity.reward.chat import ChatTokenizer
@@ -160,7 +160,7 @@ def load_reward_model(directory: str | os.PathLike, mesh: Mesh | None = None, *,
     raise UserError(f"{directory} is a {architecture} with {labels} label(s); a reward model is a "
                     f"{ARCHITECTURE} with one.")
   section = default_config().model
-  section.update(transformers_weights.section_from_transformers(fields))
+  section.update(transformers_config.section_from_transformers(fields))
   stored = fields.get("dtype") or fields.get("torch_dtype")
   section.compute_dtype = compute_dtype or ("bfloat16" if stored == "bfloat16" else "float32")
   # There is no output head; `tied_head` is how a decoder does without its parameters.
