@@ -18,7 +18,7 @@ CORE = [
     "math-verify[antlr4_13_2]>=0.9,<0.10",
     "matplotlib>=3.9,<4",
     "ml-collections>=1.0,<2",
-    "ml-dtypes>=0.5,<0.6",
+    "ml-dtypes>=0.5,<1",
     "numpy>=2.0,<3",
     "optax>=0.2.5,<0.3",
     "orbax-checkpoint>=0.12,<0.13",
@@ -44,7 +44,8 @@ EXTRAS = {
     "lm_eval": ["lm-eval>=0.4.9,<0.5"],
     # In an environment of its own: it needs a protobuf that is older than the lock's.
     "xmanager": ["xmanager>=0.8.5,<0.9"],
-    "docs": ["ipykernel>=6.29,<8", "latex2mathml>=3.77,<4", "myst-nb>=1.2,<2", "sphinx>=8,<10", "sphinx-book-theme>=1.1,<2"],
+    "docs": ["ipykernel>=6.29,<8", "latex2mathml>=3.77,<4", "myst-nb>=1.2,<2", "sphinx>=8,<10",
+             "sphinx-book-theme>=1.1,<2"],
     "test": ["pytest>=8,<10", "pytest-timeout>=2.3,<3", "ruff>=0.6", "scikit-learn>=1.5,<2",
              "zstandard>=0.22,<1"],
     # torch is the independent reference of the parity suite and of bench --peer.

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 import types
@@ -189,3 +190,14 @@ def test_work_unit_status_reaches_the_platform(monkeypatch):
   monkeypatch.setattr(logging, "info", lambda text, *args: lines.append(text % args))
   metrics.work_unit_status("pretraining wd0.1-seed0", 0.25)
   assert lines == ["Setting work unit notes: pretraining wd0.1-seed0 (25%)"]
+
+
+def test_sync_puts_both_files_on_the_disk(tmp_path, monkeypatch):
+  with metrics.MemberMetrics(tmp_path, "m", 0) as writer:
+    synced = []
+    name = lambda fd: os.readlink(f"/proc/self/fd/{fd}")
+    monkeypatch.setattr(metrics.os, "fsync", lambda fd: synced.append(name(fd)))
+    writer.sync()
+  # TensorBoard syncs its own file, from its thread.
+  assert {str(tmp_path / "metrics.jsonl"), str(tmp_path / "speed.jsonl")} <= set(synced)
+  metrics.MemberMetrics(tmp_path, "m", 0, enabled=False).sync()

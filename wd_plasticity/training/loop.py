@@ -293,6 +293,8 @@ class ChunkTrainer:
     # that every member has is always among those kept.
     for c in self.checkpoints:
       c.wait()
+    for writer in self.metrics:
+      writer.sync()
     for m, (checkpoint, state) in enumerate(zip(self.checkpoints, made.snapshots, strict=True)):
       if self.failed[m]:
         continue
