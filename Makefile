@@ -2,6 +2,7 @@
 # make test         the default tests
 # make slow         tests that take minutes each, such as runs of two processes
 # make parity       the tests against torch, transformers and lm-evaluation-harness
+# make xmanager     the tests of launch.xm, in an environment of their own
 # make docs         the documentation as a site, its tutorials run: docs/_build/html
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV ?= .venv
 WORKDIR ?= runs/quickstart
 PY = $(VENV)/bin/python
 
-.PHONY: quickstart test slow parity docs lint lock clean
+.PHONY: quickstart test slow parity docs xmanager lint lock clean
 
 quickstart: $(VENV)/core
 	$(PY) -m wd_plasticity.study --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -25,6 +26,9 @@ parity: $(VENV)/parity
 
 docs: $(VENV)/docs
 	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
+
+xmanager: $(VENV)-xmanager/core
+	$(VENV)-xmanager/bin/python -m pytest tests/test_launch_xmanager.py -m "slow or not slow"
 
 lint: $(VENV)/core
 	$(PY) -m ruff check .
@@ -45,9 +49,18 @@ $(VENV)/docs: $(VENV)/core requirements-docs.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock -r requirements-docs.txt
 	touch $@
 
+# XManager needs a protobuf that is older than that of requirements.lock.
+$(VENV)-xmanager/core: requirements-xmanager.lock setup.py
+	$(PYTHON) -m venv $(VENV)-xmanager
+	$(VENV)-xmanager/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-xmanager.lock
+	$(VENV)-xmanager/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
 # The pinned versions, for every supported Python at once.
 lock:
 	uv pip compile setup.py --universal --python-version 3.11 --extra test --no-header -o requirements.lock
+	uv pip compile setup.py --universal --python-version 3.11 --extra test --extra xmanager \
+	  --no-header --no-annotate -o requirements-xmanager.lock
 
 clean:
-	rm -rf $(VENV) docs/_build
+	rm -rf $(VENV) $(VENV)-xmanager docs/_build

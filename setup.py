@@ -41,7 +41,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10,<0.12"],
     "tensorflow": ["tensorflow>=2.16"],
     "wandb": ["wandb>=0.19.10"],
-    "lm_eval": ["lm-eval>=0.4.9,<0.5"],
+    "lm_eval": ["lm-eval>=0.4.13,<0.5"],
     # In an environment of its own: it needs a protobuf that is older than the lock's.
     "xmanager": ["xmanager>=0.8.5,<0.9"],
     "docs": ["ipykernel>=6.29,<8", "latex2mathml>=3.77,<4", "myst-nb>=1.2,<2", "sphinx>=8,<10",

@@ -44,7 +44,7 @@ def write(workdir: Path, decays: Sequence[float] = (0.0, 0.1, 1.0), seeds: Seque
           loss: Callable[[float], float] | None = None, seed_deviation: float = 0.0,
           loss_deviation: float = 0.01, shared: float = 0.5,
           pretraining_rates: Sequence[float] = (), pretraining: bool = True,
-          programs: Sequence[str] = ("finetune", "probe", "attention_rank", "overfit"),
+          programs: Sequence[str] = ("finetune", "probe", "attention_rank", "overfit", "lm_eval"),
           scores: bool = True, failed: dict[str, int] | None = None,
           without: Sequence[str] = ()) -> Truth:
   """Writes a work directory.
@@ -117,6 +117,10 @@ def write(workdir: Path, decays: Sequence[float] = (0.0, 0.1, 1.0), seeds: Seque
                   arrays if scores else None)
           if "probe" in programs:
             put("probe", checkpoint(last), task, _probed(task, layers, w, rng), {"seed": 0})
+        if "lm_eval" in programs:
+          for item in ("arc_easy", "lambada", "mmlu"):
+            put("lm_eval", checkpoint(last), item, _harness(item, w, rng),
+                {"task": item, "harness": "0.4.13"})
         for step in steps:
           if "attention_rank" in programs:
             put("attention_rank", checkpoint(step), "spectra",
@@ -268,6 +272,24 @@ def _probed(task, layers, decay, rng) -> dict:
           "train": {"n": 400, "cut": 0}, "test": {"n": n, "cut": 0}, "notes": [],
           "majority": _proportion(100, n), **network(0.1 + 0.01 * rng.integers(0, 3)),
           "untrained": network(0.0)}
+
+
+def _harness(item, decay, rng) -> dict:
+  """Scores of a task with options, of one with a perplexity, and of a group of two tasks."""
+  def entry(title, **measures):
+    return {"title": title, "version": "1.0", "num_fewshot": 0, "documents": 100, "measures": {
+        name: {"value": value, "se": se, "n": 100, "higher_is_better": se is not None}
+        for name, (value, se) in measures.items()}}
+  acc = lambda: (0.4 + 0.05 * decay + 0.01 * rng.standard_normal(), 0.05)
+  made = {"task": item, "harness": "0.4.13", "tasks": {}, "groups": {}}
+  if item == "mmlu":
+    made["tasks"] = {name: entry(name, acc=acc()) for name in ("mmlu_one", "mmlu_two")}
+    made["groups"] = {item: entry(item, acc=acc())}
+  elif item == "lambada":
+    made["tasks"] = {item: entry(item, perplexity=(20.0 + decay, None), acc=acc())}
+  else:
+    made["tasks"] = {item: entry(item, acc=acc(), acc_norm=acc())}
+  return made
 
 
 def _ranks(layers, heads, decay, rng) -> dict:

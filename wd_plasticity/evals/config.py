@@ -65,14 +65,14 @@ def probe_config() -> ConfigDict:
 def finetune_config() -> ConfigDict:
   """Fields of the program finetune; the defaults are the recipe of the study."""
   c = shared_config("finetune")
-  c.tasks = ("embedded_topic", "embedded_next")
+  c.tasks = ("embedded_topic", "embedded_next")  # learned one by one, each from the checkpoint
   c.sources = sources_section()
   c.seed = 42  # of the order of the examples, of the samples and of the problems taken
   c.max_train = 0  # training problems; 0: all
   c.max_test = 0  # problems of each other split; 0: all
-  c.template = "Human: {prompt}\nAssistant:"
+  c.template = "Human: {prompt}\nAssistant:"  # around every problem
   c.max_length = 0  # tokens of prompt and response; 0: those of a pretraining record
-  c.epochs = 3
+  c.epochs = 3  # passes over the training problems
   c.batch_size = 64  # examples
   optim = default_config().optim
   optim.update(learning_rate=1e-5, beta2=0.999, weight_decay=0.0)
@@ -80,8 +80,8 @@ def finetune_config() -> ConfigDict:
   c.optim = optim
   c.lora = ConfigDict(dict(
       rank=0,  # 0: all parameters are trained
-      alpha=16.0,
-      targets=("query", "key", "value", "output", "gate", "up", "down"),
+      alpha=16.0,  # the product of the factors is scaled by alpha / rank
+      targets=("query", "key", "value", "output", "gate", "up", "down"),  # kernels that get one
   ))
   c.replay = ConfigDict(dict(
       fraction=0.0,  # of the objective and of the sequences of a step that is pretraining data
@@ -90,9 +90,9 @@ def finetune_config() -> ConfigDict:
       generate="auto",  # auto: tasks with a chain of thought; always; never
       samples=16,  # beside the greedy response; 0: none
       max_new_tokens=0,  # 0: what max_length leaves
-      temperature=1.0,
-      top_p=1.0,
-      repetition_penalty=1.1,
+      temperature=1.0,  # of the samples; the greedy response has none
+      top_p=1.0,  # of the samples: the likeliest tokens of this mass; 1: all
+      repetition_penalty=1.1,  # of tokens that occurred, greedy response included; 1: none
       observations=3,  # evaluations on the way, evenly spaced
       observed_problems=256,  # of each split on the way
       forgetting_sequences=256,  # validation records of the pretraining; 0: none
@@ -107,4 +107,18 @@ def attention_rank_config() -> ConfigDict:
   c.threshold = 0.95  # share of the sum that the singular values of the pseudo-rank reach
   c.power = 1  # of the singular values in that sum: 1, or 2 for their squares
   c.fold_qk_norm = False  # gains of a QK-norm in the W_QK shown first; both are written
+  return c
+
+
+def lm_eval_config() -> ConfigDict:
+  """Fields of the program lm_eval."""
+  c = shared_config("lm_eval")
+  c.tasks = ("arc_easy", "piqa")  # tasks, groups or tags of lm-evaluation-harness
+  c.include_path = ""  # a folder with task YAML files of your own; empty: none
+  c.num_fewshot = -1  # examples before every problem; -1: as many as each task says
+  c.limit = 0  # problems of a task, the first ones; 0: all
+  c.seed = 1234  # of the few-shot examples and of sampled continuations
+  c.max_length = 0  # tokens that are read at most; 0: those of a pretraining record
+  c.max_gen_toks = 256  # new tokens of generative tasks that do not say how many
+  c.add_bos_token = False  # whether the end of sequence stands before every prompt
   return c

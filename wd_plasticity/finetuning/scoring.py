@@ -5,7 +5,7 @@ them. The end of sequence is not part of a response, as in lm-evaluation-harness
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -84,8 +84,7 @@ class Scorer:
     """
     total = np.zeros((self._num_members, num_responses), np.float64)
     pending, done = None, 0
-    for batch in self._batches(wanted):
-      arrays, chosen = batch
+    for arrays, chosen in batches(wanted, self._shares):
       made = self._run(params_M, *(mesh_lib.put(self._mesh, a, mesh_lib.ROWS) for a in arrays))
       if pending is not None:  # read while the next batch runs
         self._add(total, *pending)
@@ -103,25 +102,36 @@ class Scorer:
       # A response may own several tokens of a row, so plain indexed addition would lose some.
       np.add.at(total, (slice(None), request.owners), values_MxBxT[:, row, :len(request.owners)])
 
-  def _batches(self, wanted: Sequence[Request]):
-    """Requests of similar length together, in few shapes, because each is compiled."""
-    alike: dict[tuple[int, int], list[Request]] = {}
-    for request in wanted:
-      shape = (_power(2, max(32, len(request.inputs))), _power(4, max(4, len(request.targets))))
-      alike.setdefault(shape, []).append(request)
-    limit = _CPU_TOKENS if jax.default_backend() == "cpu" else _TOKENS
-    for (length, targets), same in sorted(alike.items()):
-      rows = max(1, limit // length)
-      rows = min(_power(2, rows + 1) // 2, _power(2, -(-len(same) // self._shares)))
-      rows *= self._shares
-      for begin in range(0, len(same), rows):
-        chosen = same[begin:begin + rows]
-        arrays = [np.zeros((rows, size), np.int32) for size in (length, targets, targets)]
-        for row, request in enumerate(chosen):
-          for array, values in zip(arrays, (request.inputs, request.positions, request.targets),
-                                   strict=True):
-            array[row, :len(values)] = values
-        yield arrays, chosen
+
+def batches(wanted: Sequence[Request], shares: int) -> Iterator[tuple[list[np.ndarray],
+                                                                     list[Request]]]:
+  """Requests of similar length together, in few shapes, because each is compiled.
+
+  Args:
+    wanted: in any order.
+    shares: the number of rows is a multiple of this (devices they are divided among).
+
+  Yields:
+    inputs [B, L], positions and targets [B, T], padded with 0, and the requests of the
+    first rows.
+  """
+  alike: dict[tuple[int, int], list[Request]] = {}
+  for request in wanted:
+    shape = (_power(2, max(32, len(request.inputs))), _power(4, max(4, len(request.targets))))
+    alike.setdefault(shape, []).append(request)
+  limit = _CPU_TOKENS if jax.default_backend() == "cpu" else _TOKENS
+  for (length, targets), same in sorted(alike.items()):
+    rows = max(1, limit // length)
+    rows = min(_power(2, rows + 1) // 2, _power(2, -(-len(same) // shares)))
+    rows *= shares
+    for begin in range(0, len(same), rows):
+      chosen = same[begin:begin + rows]
+      arrays = [np.zeros((rows, size), np.int32) for size in (length, targets, targets)]
+      for row, request in enumerate(chosen):
+        for array, values in zip(arrays, (request.inputs, request.positions, request.targets),
+                                 strict=True):
+          array[row, :len(values)] = values
+      yield arrays, chosen
 
 
 def _power(base: int, n: int) -> int:

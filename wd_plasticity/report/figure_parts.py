@@ -114,7 +114,8 @@ def decay_lines(items: Iterable, curve: Callable, *, style: str = LINE,
 
 def groups(study: Study) -> list[str]:
   """Settings of the study beside weight decay and seed; [''] when there are no others."""
-  of = [*study.members, *study.finetuned, *study.probed, *study.ranked, *study.overfit]
+  of = [*study.members, *study.finetuned, *study.probed, *study.ranked, *study.overfit,
+        *study.harness]
   return sorted({i.group for i in of}) or [""]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from wd_plasticity.report import figures_choice as choice
 from wd_plasticity.report import figures_finetuning as finetuning
+from wd_plasticity.report import figures_harness as harness
 from wd_plasticity.report import figures_inside as inside
 from wd_plasticity.report import figures_training as training
 from wd_plasticity.report.figure import Figure
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 def build(study: Study, answers: Sequence[Answer]) -> list[Figure]:
   """Describes every figure; one with nothing to show has no views and says what to run.
+
+  The scores of lm-evaluation-harness, which not every study wants, have a figure where there
+  are some.
 
   Args:
     study: as read from disk.
@@ -32,4 +36,5 @@ def build(study: Study, answers: Sequence[Answer]) -> list[Figure]:
           finetuning.rate_by_decay, inside.probe_by_layer, inside.pseudo_rank,
           inside.pseudo_rank_heads, inside.rank_by_decay, training.learning_curves, training.gap,
           training.gap_over_training, inside.loss_by_frequency, training.weight_norms,
-          training.timescale, training.loss_by_timescale))]
+          training.timescale, training.loss_by_timescale)),
+      *([harness.harness_by_decay(study)] if study.harness else [])]

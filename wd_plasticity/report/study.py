@@ -22,7 +22,7 @@ from wd_plasticity.tasks import registry
 from wd_plasticity.training import summary
 from wd_plasticity.training.metrics import read_metrics
 
-PROGRAMS = ("finetune", "probe", "attention_rank", "overfit")
+PROGRAMS = ("finetune", "probe", "attention_rank", "overfit", "lm_eval")
 _LONGEST_CURVE = 200  # points of a fine-tuning's curve that are kept
 
 
@@ -109,12 +109,12 @@ class Finetuned:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """One item of probe, attention_rank or overfit.
+  """One item of probe, attention_rank, overfit or lm_eval.
 
   Attributes:
     member, weight_decay, seed, group, step, tokens: of the checkpoint.
     last: it is the newest step of its member among the results of this program.
-    item: name of the result, for the probe its task.
+    item: name of the result, for the probe and lm_eval its task.
     values: as stored.
     arrays: of overfit's last steps: '<set>_documents', '<set>_document_sums' and
       '<set>_document_counts', each [documents], of 'validation' and 'train_subset'.
@@ -144,6 +144,7 @@ class Study:
     versions: of the software that pretrained, as in versions.json.
     code_versions: of this package, distinct, of all that is read.
     notes: sentences on what is missing, failed or could not be read.
+    harness: results of lm-evaluation-harness, in the same order.
   """
   name: str
   workdir: Path
@@ -156,6 +157,7 @@ class Study:
   versions: dict
   code_versions: list[str]
   notes: list[str]
+  harness: list[Result] = dataclasses.field(default_factory=list)
 
 
 def read(workdir: str | os.PathLike) -> Study:
@@ -195,7 +197,8 @@ def read(workdir: str | os.PathLike) -> Study:
       name=_name(workdir, members), workdir=workdir, members=members, finetuned=made["finetune"],
       probed=made["probe"], ranked=made["attention_rank"], overfit=made["overfit"],
       commands=items_lib.commands(workdir, found, notes), versions=versions,
-      code_versions=items_lib.code_versions(found, versions), notes=notes.sentences())
+      code_versions=items_lib.code_versions(found, versions), notes=notes.sentences(),
+      harness=made["lm_eval"])
 
 
 # Members.

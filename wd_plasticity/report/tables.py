@@ -87,7 +87,8 @@ def results_table(study: Study) -> pa.Table:
   """A row per number of every result."""
   columns: list[list] = [[] for _ in _RESULTS.names]
   for program, results in (("finetune", study.finetuned), ("probe", study.probed),
-                           ("attention_rank", study.ranked), ("overfit", study.overfit)):
+                           ("attention_rank", study.ranked), ("overfit", study.overfit),
+                           ("lm_eval", study.harness)):
     for r in results:
       start = (program, r.member, r.weight_decay, r.seed, r.group, r.step, r.tokens, r.item)
       found = list(_finetuned(r) if program == "finetune" else _result(r))
