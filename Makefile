@@ -49,7 +49,7 @@ $(VENV)/docs: $(VENV)/core requirements-docs.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock -r requirements-docs.txt
 	touch $@
 
-# XManager needs a protobuf that is older than that of requirements.lock.
+# XManager needs a protobuf that is older than that of requirements.lock; pinned for Python 3.11.
 $(VENV)-xmanager/core: requirements-xmanager.lock setup.py
 	$(PYTHON) -m venv $(VENV)-xmanager
 	$(VENV)-xmanager/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-xmanager.lock
@@ -59,8 +59,8 @@ $(VENV)-xmanager/core: requirements-xmanager.lock setup.py
 # The pinned versions, for every supported Python at once.
 lock:
 	uv pip compile setup.py --universal --python-version 3.11 --extra test --no-header -o requirements.lock
-	uv pip compile setup.py --universal --python-version 3.11 --extra test --extra xmanager \
-	  --no-header --no-annotate -o requirements-xmanager.lock
+	uv pip compile setup.py --python-version 3.11 --extra test --extra xmanager --no-header \
+	  --no-annotate -o requirements-xmanager.lock
 
 clean:
 	rm -rf $(VENV) $(VENV)-xmanager docs/_build

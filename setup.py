@@ -43,7 +43,7 @@ EXTRAS = {
     "wandb": ["wandb>=0.19.10"],
     "lm_eval": ["lm-eval>=0.4.13,<0.5"],
     # In an environment of its own: it needs a protobuf that is older than the lock's.
-    "xmanager": ["xmanager>=0.8.5,<0.9"],
+    "xmanager": ["google-cloud-bigquery>=3.20", "xmanager>=0.8.5,<0.9"],
     "docs": ["ipykernel>=6.29,<8", "latex2mathml>=3.77,<4", "myst-nb>=1.2,<2", "sphinx>=8,<10",
              "sphinx-book-theme>=1.1,<2"],
     "test": ["pytest>=8,<10", "pytest-timeout>=2.3,<3", "ruff>=0.6", "scikit-learn>=1.5,<2",
