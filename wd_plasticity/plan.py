@@ -17,7 +17,7 @@ from wd_plasticity.config import parse_length
 from wd_plasticity.data import tokenizers
 from wd_plasticity.errors import UserError
 from wd_plasticity.members import Member
-from wd_plasticity.models import attention, decoder, flops
+from wd_plasticity.models import attention, decoder, flops, loss
 from wd_plasticity.models.config import ModelConfig
 from wd_plasticity.optim import adamw, groups
 from wd_plasticity.training import mesh as mesh_lib
@@ -57,7 +57,7 @@ class Plan:
 def make_plan(config: ConfigDict, num_devices: int, members_at_once: int = 1) -> Plan:
   """Derives the plan of a member, or raises a UserError that says what cannot be."""
   _check_fields(config)
-  model = ModelConfig.from_section(config.model, _tokenizer_size(config.data.tokenizer))
+  model = ModelConfig.from_section(config.model, _tokenizer_size(config))
   attention.choose(model.attention, length=config.data.sequence_length, head_dim=model.head_dim,
                    dtype=jnp.dtype(model.compute_dtype), packed=model.document_mask)
   mesh = _check_mesh(config, model, num_devices)
@@ -122,10 +122,18 @@ def _check_fields(config: ConfigDict):
        "positive, or 0 to measure it")
 
 
-def _tokenizer_size(section: ConfigDict) -> int:
-  """Tokens of the tokenizer; a BPE not trained yet has at most as many as it is asked for."""
+def _tokenizer_size(config: ConfigDict) -> int:
+  """Tokens of the tokenizer; a BPE not trained yet has at most as many as it is asked for.
+
+  A tokenizer without a path yet is taken to be as large as the model says: a plan needs no
+  more, and the data cannot be prepared without it.
+  """
+  section = config.data.tokenizer
   if section.kind == "bpe":
     return section.vocab_size
+  if section.kind in ("json", "sentencepiece", "gpt2") and not section.path:
+    if config.model.vocab_size:
+      return config.model.vocab_size
   return tokenizers.make(section.kind, section.path, section.vocab_size, ()).vocab_size
 
 
@@ -149,26 +157,57 @@ def _check_mesh(config, model: ModelConfig, num_devices: int) -> dict[str, int]:
 
 
 def _memory(config, model: ModelConfig, parameters: int, mesh: dict, members_at_once: int) -> dict:
-  """Bytes per device, an estimate: what is stored exactly, activations by the usual count."""
+  """Bytes per device: what is stored exactly, the rest estimated.
+
+  Within 20 % of what XLA allocates for the study's sizes on TPUs, see docs/results/paper;
+  attention is taken to store no scores.
+  """
   members = max(1, -(-members_at_once // mesh["sweep"]))
   shard = mesh["fsdp"] * mesh["tensor"]
   rows = config.train.global_batch_size / config.train.accumulate_steps
   tokens = rows / (mesh["data"] * mesh["fsdp"]) * config.data.sequence_length
-  width = 2 if model.compute_dtype == "bfloat16" else 4
-  heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
-  per_layer = (6 * model.width + heads + 3 * model.ffn_width) * width
-  if model.remat != "none":
-    saved = heads + 2 * model.ffn_width if model.remat == "dots" else 0
-    per_layer = (model.width + saved) * width
-  tile = config.train.loss_tile_tokens or 1024
+  kept, all_of_layer = _activation_bytes(model, mesh["tensor"])
+  working = 0 if model.remat == "none" else all_of_layer  # of the layer computed again
+  width = _itemsize(model)
+  tile = (config.train.loss_tile_tokens / (mesh["data"] * mesh["fsdp"])
+          or loss.default_tile_tokens())
+  # Logits in float32 and their gradient; the whole head and its gradient, gathered.
+  head = model.width * model.vocab_size // mesh["tensor"]
+  logits = (min(tile, tokens) * model.vocab_size / mesh["tensor"] + head) * (4 + width)
+  # The sum over micro-batches beside the gradients of one.
+  copies = 1 if config.train.accumulate_steps == 1 else 2
   return {
       "parameters": members * parameters * 4 // shard,
       "optimizer": members * parameters * 8 // shard,
-      "gradients": members * parameters * 4 // shard,
+      "gradients": members * parameters * 4 * copies // shard,
       "snapshot": members * parameters * 12 // shard,  # of a checkpoint being written
-      "activations": int(members * tokens * per_layer * model.num_layers / mesh["tensor"]),
-      "logits": int(members * min(tile, tokens) * model.vocab_size * 4 * 2 / mesh["tensor"]),
+      "activations": int(members * tokens * (kept * model.num_layers + working)),
+      "logits": int(members * logits),
   }
+
+
+def _itemsize(model: ModelConfig) -> int:
+  return 2 if model.compute_dtype == "bfloat16" else 4
+
+
+def _activation_bytes(model: ModelConfig, tensor: int) -> tuple[float, float]:
+  """Bytes per token that a layer keeps for the backward pass, and all that it makes for it.
+
+  Counted from what `jax.vjp` of a layer returns, with an attention that stores no scores.
+  """
+  width = _itemsize(model)
+  d, f = model.width, model.ffn_width / tensor
+  q, kv = (n * model.head_dim / tensor for n in (model.num_heads, model.num_kv_heads))
+  heads = 2 * q + 2 * kv  # queries, keys, values and what attention returns
+  # Norms keep three arrays in float32.
+  norms = 4 * (6 * d + (3 * (q + kv) if model.qk_norm else 0))
+  everything = norms + width * (2 * d + heads + q + 3 * f)
+  if model.remat == "none":
+    return everything, everything
+  kept = d  # what enters
+  if model.remat == "dots":  # and products; what `down` makes is needed again by a norm after it
+    kept += heads + 2 * f + (d if model.norm_position == "pre" else 2 * d)
+  return width * kept, everything
 
 
 def describe(member: Member, plan: Plan) -> str:

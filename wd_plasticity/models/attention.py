@@ -12,8 +12,6 @@
 (`segment_ids_BxL`) mean the same in all: a token attends to earlier tokens of its own id.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +20,7 @@ from jax.sharding import PartitionSpec
 
 from wd_plasticity.errors import UserError
 from wd_plasticity.models.attention_cpu import block_attention
+from wd_plasticity.models.mesh_context import platform
 
 _SPLASH_BLOCK = 128  # lanes of the TPU's vector unit
 
@@ -71,8 +70,8 @@ def choose(implementation: str, *, length: int, head_dim: int, dtype: jnp.dtype,
 
 
 def _cudnn_obstacle(length, head_dim, dtype, packed) -> str:
-  if jax.default_backend() != "gpu" or "cuda" not in jax.devices()[0].client.platform_version:
-    return f"needs an NVIDIA GPU and this process computes on {jax.default_backend()}"
+  if platform() != "gpu" or "cuda" not in jax.devices()[0].client.platform_version:
+    return f"needs an NVIDIA GPU and this process computes on {platform()}"
   if dtype not in (jnp.bfloat16, jnp.float16):
     return f"needs model.compute_dtype='bfloat16', not {jnp.dtype(dtype).name}"
   largest = 256 if float(jax.devices()[0].compute_capability) >= 9 else 128
@@ -84,16 +83,16 @@ def _cudnn_obstacle(length, head_dim, dtype, packed) -> str:
 
 
 def _splash_obstacle(length) -> str:
-  if jax.default_backend() != "tpu":
-    return f"needs a TPU and this process computes on {jax.default_backend()}"
+  if platform() != "tpu":
+    return f"needs a TPU and this process computes on {platform()}"
   if length % _SPLASH_BLOCK:
     return f"needs a length that is a multiple of {_SPLASH_BLOCK}, not {length}"
   return ""
 
 
 def _blocks_obstacle() -> str:
-  if jax.default_backend() != "cpu":
-    return f"is made for CPUs and this process computes on {jax.default_backend()}"
+  if platform() != "cpu":
+    return f"is made for CPUs and this process computes on {platform()}"
   return ""
 
 
@@ -125,7 +124,6 @@ def _cudnn(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, segment_ids_BxL):
                                       implementation="cudnn")
 
 
-@functools.lru_cache(maxsize=16)
 def _splash_kernel(length: int, num_heads: int, interpret: bool):
   block = max(size for size in (512, 256, _SPLASH_BLOCK) if length % size == 0)
   blocks = splash_attention.BlockSizes(
@@ -133,10 +131,8 @@ def _splash_kernel(length: int, num_heads: int, interpret: bool):
       block_kv_dq=block)
   mask = splash_attention.MultiHeadMask(
       [splash_attention.CausalMask((length, length))] * num_heads)
-  # The kernel is cached, so its constants must not belong to the trace that first asks.
-  with jax.ensure_compile_time_eval():
-    return splash_attention.make_splash_mha(
-        mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret)
+  return splash_attention.make_splash_mha(
+      mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret)
 
 
 def _splash(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, segment_ids_BxL, interpret: bool = False):

@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from wd_plasticity.models import layers
 from wd_plasticity.models.attention import attend
 from wd_plasticity.models.config import ModelConfig
+from wd_plasticity.models.mesh_context import divide_rows
 
 Params = dict[str, Any]
 
@@ -118,7 +119,7 @@ class Decoder(nnx.Module):
     def run_block(x_BxLxD, layer):
       block_state, layer_input = layer
       block = nnx.merge(block_graph, block_state)
-      x_BxLxD, made = block(x_BxLxD, lambda q, k, v: mix(q, k, v, layer_input))
+      x_BxLxD, made = block(divide_rows(x_BxLxD), lambda q, k, v: mix(q, k, v, layer_input))
       return x_BxLxD, (made, observe(x_BxLxD) if observe else None)
 
     if config.remat != "none":

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from wd_plasticity.models.config import ModelConfig
+from wd_plasticity.models.mesh_context import platform
 
 # What `remat="dots"` keeps: names work alike for one member and under vmap, where
 # policies that look at batch dimensions do not.
@@ -66,7 +67,7 @@ def matmuls(x: jax.Array, kernels: Sequence[jax.Array], dtype: jnp.dtype) -> tup
   Returns:
     [..., O] for each kernel in `dtype`, accumulated in float32.
   """
-  if dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+  if dtype == jnp.bfloat16 and platform() == "cpu":
     ys = _bfloat16_products(x.astype(dtype), tuple(kernels))
   else:
     ys = (_dot(x.astype(dtype), w.astype(dtype), dtype) for w in kernels)

@@ -12,10 +12,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from wd_plasticity.models.mesh_context import platform
+
 
 def default_tile_tokens() -> int:
   """Tokens per tile on this platform: large products for GPU and TPU, the cache for CPU."""
-  return 512 if jax.default_backend() == "cpu" else 8192
+  return 512 if platform() == "cpu" else 8192
 
 
 def next_token_loss(x_BxLxD: jax.Array, w_DxV: jax.Array, targets_BxL: jax.Array,
