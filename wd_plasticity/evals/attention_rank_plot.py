@@ -37,7 +37,7 @@ def _draw(figure: Figure, results: Sequence[dict], names: Sequence[str], title: 
   decays = sorted({r["checkpoint"]["weight_decay"] for r in results})
   colours = plots.decay_colours(decays)
   settings = list(dict.fromkeys(setting(r) for r in results))
-  last = max(r["checkpoint"]["tokens"] for r in results)
+  last = max(r["checkpoint"]["tokens"] for r in results) or 1  # 0 of an import: not known
   for column, name in enumerate(names):
     by_tokens, by_layer = panels[:, column]
     by_tokens.set(title=f"{TITLES[name]} during training", xlabel="tokens seen",
