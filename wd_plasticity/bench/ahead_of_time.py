@@ -29,9 +29,6 @@ from wd_plasticity.plan import Plan, make_plan
 from wd_plasticity.training import mesh as mesh_lib
 from wd_plasticity.training.step import Program, StepOptions
 
-_CONFIG = cli.define_config_flag()
-_TOPOLOGY = flags.DEFINE_list("topology", [], "Devices, such as v5e:4x8,v5p:2x4x4,a100:8,cpu:8.")
-
 _GIB = 2**30
 
 
@@ -143,13 +140,13 @@ def _row(config: ConfigDict, devices: Slice) -> tuple[list[str], list[str]]:
           f"{estimate / _GIB:.2f}", *compiled, f"{snapshot / _GIB:.2f}", *limit], notes
 
 
-def main(argv: Sequence[str]):
-  del argv
-  if _CONFIG.value is None:
+def main(config: ConfigDict | None, topologies: Sequence[str]) -> None:
+  """Prints the table of a configuration on the devices that are named."""
+  if config is None:
     raise UserError("--config=FILE is missing; --config=configs/paper/llama2.py is one.")
-  if not _TOPOLOGY.value:
+  if not topologies:
     raise UserError("--topology is missing; name devices to compile for, such as v5e:4x8.")
-  config, slices = _CONFIG.value, [Slice(name) for name in _TOPOLOGY.value]
+  slices = [Slice(name) for name in topologies]
   # What is compiled for is not here, and looking for it would take long.
   jax.config.update("jax_platforms", "cpu")
   on_cpu = [s.num_devices for s in slices if s.platform == "cpu"]
@@ -174,4 +171,7 @@ def main(argv: Sequence[str]):
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  _CONFIG = cli.define_config_flag()
+  _TOPOLOGY = flags.DEFINE_list(
+      "topology", [], "Devices, such as v5e:4x8,v5p:2x4x4,a100:8,cpu:8.")
+  cli.run(lambda argv: main(_CONFIG.value, _TOPOLOGY.value))

@@ -234,28 +234,6 @@ def _remarks(target: Target) -> list[str]:
   return remarks
 
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A step of a member's checkpoints, or a member, of which the newest step "
-    "is taken.")
-_OUT = flags.DEFINE_string("out", None, "Folder of the model, which must not be there yet.")
-_DTYPE = flags.DEFINE_string(
-    "dtype", "", "float32 or bfloat16; by default float32, and for what was imported as it was.")
-_SHARD_SIZE = flags.DEFINE_string("shard_size", DEFAULT_SHARD, "Largest file, such as 500MB.")
-
-
-def main(argv: Sequence[str]) -> None:
-  """Exports from the command line."""
-  del argv
-  if not _CHECKPOINT.value:
-    raise UserError("--checkpoint=PATH is missing; give a member or a step of its checkpoints.")
-  if not _OUT.value:
-    raise UserError("--out=FOLDER is missing; the model is written there.")
-  prepare_process("nothing was written")
-  command = shlex.join(["python", "-m", "wd_plasticity.interop.export", *sys.argv[1:]])
-  export(_CHECKPOINT.value, _OUT.value, dtype=_DTYPE.value, shard_size=_SHARD_SIZE.value,
-         command=command)
-
-
 def prepare_process(left: str) -> None:
   """Leaves accelerators alone, and lets SIGTERM end the program in good order."""
   import jax
@@ -266,5 +244,29 @@ def prepare_process(left: str) -> None:
   signal.signal(signal.SIGTERM, stop)
 
 
-if __name__ == "__main__":
+def run() -> None:
+  """Exports from the command line."""
+  checkpoint = flags.DEFINE_string(
+      "checkpoint", None, "A step of a member's checkpoints, or a member, of which the newest step "
+      "is taken.")
+  out = flags.DEFINE_string("out", None, "Folder of the model, which must not be there yet.")
+  dtype = flags.DEFINE_string(
+      "dtype", "", "float32 or bfloat16; by default float32, and for what was imported as it was.")
+  shard_size = flags.DEFINE_string("shard_size", DEFAULT_SHARD, "Largest file, such as 500MB.")
+
+  def main(argv: Sequence[str]) -> None:
+    del argv
+    if not checkpoint.value:
+      raise UserError("--checkpoint=PATH is missing; give a member or a step of its checkpoints.")
+    if not out.value:
+      raise UserError("--out=FOLDER is missing; the model is written there.")
+    prepare_process("nothing was written")
+    command = shlex.join(["python", "-m", "wd_plasticity.interop.export", *sys.argv[1:]])
+    export(checkpoint.value, out.value, dtype=dtype.value, shard_size=shard_size.value,
+           command=command)
+
   cli.run(main)
+
+
+if __name__ == "__main__":
+  run()

@@ -332,36 +332,38 @@ def _write_checkpoint(path: pathlib.Path, places, tensors, meta) -> None:
     writer.finish()
 
 
-_CONFIG = cli.define_config_flag()
-_MODEL = flags.DEFINE_string("model", None, "Folder of the model, as transformers writes it.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Work directory that the member goes to.")
-_NAME = flags.DEFINE_string("name", None, "Name of the member, such as wd0.1-seed0.")
-_WEIGHT_DECAY = flags.DEFINE_float(
-    "weight_decay", None, "That the model was pretrained with; an export of ours tells it.")
-_SEED = flags.DEFINE_integer("seed", None, "Of its pretraining; 0 when nothing tells.")
-_STEP = flags.DEFINE_integer(
-    "step", None, "Steps of its pretraining; 1 when nothing tells.")
-_TOKENS = flags.DEFINE_integer("tokens", None, "Tokens it has seen; 0 when nothing tells.")
-_TOKENIZER = flags.DEFINE_string(
-    "tokenizer", "", "tokenizer.json, SentencePiece .model or folder in place of the model's own.")
-_HARMLESS = flags.DEFINE_multi_string(
-    "harmless", [], "Field of config.json, unknown here, that does not change the computation; "
-    "may be given repeatedly.")
-
-
-def main(argv: Sequence[str]) -> None:
+def run() -> None:
   """Imports from the command line."""
-  del argv
-  for flag, what in ((_MODEL, "the folder of the model"), (_WORKDIR, "where the member goes"),
-                     (_NAME, "the name of the member")):
-    if not flag.value:
-      raise UserError(f"--{flag.name}=... is missing; it names {what}.")
-  prepare_process("nothing that looks finished was left")
-  import_model(Request(
-      model=pathlib.Path(_MODEL.value), workdir=pathlib.Path(_WORKDIR.value), name=_NAME.value,
-      weight_decay=_WEIGHT_DECAY.value, seed=_SEED.value, step=_STEP.value, tokens=_TOKENS.value,
-      config=_CONFIG.value, tokenizer=_TOKENIZER.value, harmless=tuple(_HARMLESS.value)))
+  config = cli.define_config_flag()
+  model = flags.DEFINE_string("model", None, "Folder of the model, as transformers writes it.")
+  workdir = flags.DEFINE_string("workdir", None, "Work directory that the member goes to.")
+  name = flags.DEFINE_string("name", None, "Name of the member, such as wd0.1-seed0.")
+  weight_decay = flags.DEFINE_float(
+      "weight_decay", None, "That the model was pretrained with; an export of ours tells it.")
+  seed = flags.DEFINE_integer("seed", None, "Of its pretraining; 0 when nothing tells.")
+  step = flags.DEFINE_integer(
+      "step", None, "Steps of its pretraining; 1 when nothing tells.")
+  tokens = flags.DEFINE_integer("tokens", None, "Tokens it has seen; 0 when nothing tells.")
+  tokenizer = flags.DEFINE_string(
+      "tokenizer", "", "tokenizer.json, SentencePiece .model or folder in place of the model's.")
+  harmless = flags.DEFINE_multi_string(
+      "harmless", [], "Field of config.json, unknown here, that does not change the computation; "
+      "may be given repeatedly.")
+
+  def main(argv: Sequence[str]) -> None:
+    del argv
+    for flag, what in ((model, "the folder of the model"), (workdir, "where the member goes"),
+                       (name, "the name of the member")):
+      if not flag.value:
+        raise UserError(f"--{flag.name}=... is missing; it names {what}.")
+    prepare_process("nothing that looks finished was left")
+    import_model(Request(
+        model=pathlib.Path(model.value), workdir=pathlib.Path(workdir.value), name=name.value,
+        weight_decay=weight_decay.value, seed=seed.value, step=step.value, tokens=tokens.value,
+        config=config.value, tokenizer=tokenizer.value, harmless=tuple(harmless.value)))
+
+  cli.run(main)
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  run()
