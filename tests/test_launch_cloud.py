@@ -220,6 +220,7 @@ def test_a_study_on_a_slice_runs_in_order_and_leaves_nothing(tpu_vm, fake):
       "queued-resources", "delete", "t", "--project=p", "--zone=z", "--quiet", "--force"]
 
 
+@pytest.mark.slow
 def test_the_code_is_installed_once_with_the_bucket_mounted(tpu_vm, fake):
   (fake.folder / "job.sh").write_text(_JOB + 'ls > "$FAKE/code"\n')
   status, text = fake.run(tpu_vm, [*_TPU, "--sweep=0", "--noevals", "--noqueued", "--keep"])
@@ -236,6 +237,7 @@ def test_the_code_is_installed_once_with_the_bucket_mounted(tpu_vm, fake):
   assert not fake_cloud.resources(fake.folder)
 
 
+@pytest.mark.slow
 def test_every_machine_runs_a_job_one_the_report_and_dry_run_shows_it(tpu_vm, fake):
   arguments = [*_CLONED, "--accelerator_type=v5litepod-16", "--sweep=0", f"--notes={_HOSTILE}"]
   status, shown = fake.run(tpu_vm, [*arguments, "--dry_run"])

@@ -155,6 +155,7 @@ def test_a_step_of_a_study_is_its_eval_for_some_members(tmp_path, corpus):
     assert status == 2 and sentence in said and said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_sweep_index_chooses_members(tmp_path, corpus):
   config = launching.write_study(tmp_path, corpus)
   texts = ("1", "none", "x")

@@ -192,6 +192,7 @@ def _wait_for(*paths, seconds=60):
   raise AssertionError(f"{paths} did not come")
 
 
+@pytest.mark.slow
 def test_killed_or_stopped_it_has_its_jobs_save_their_state(tmp_path):
   begun = [tmp_path / f"begun-{i}" for i in range(3)]
   stopped = [tmp_path / f"stopped-{i}" for i in range(3)]

@@ -148,6 +148,7 @@ def check_same(one, other):
   np.testing.assert_allclose(one[1], other[1], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_one_device_and_eight_give_the_same(text):
   """This process has eight devices, the other one."""
   assert text._mesh.size == 8
@@ -160,6 +161,7 @@ def test_one_device_and_eight_give_the_same(text):
   check_same(answers(text), json.loads(done.stdout.splitlines()[-1]))
 
 
+@pytest.mark.slow
 def test_parameters_divided_among_devices(text):
   check_same(answers(text), answers(text_model(data=2, fsdp=2, tensor=2)))
 
