@@ -37,7 +37,8 @@ nb_merge_streams = True
 # The commands of a tutorial are those of this environment, on the CPU.
 os.environ["PATH"] = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["COLUMNS"] = "100"
+os.environ["COLUMNS"] = "88"
+os.environ["TTY_COMPATIBLE"] = "0"  # the kernel asks for colours, which a page cannot show
 
 
 def setup(app):
