@@ -26,8 +26,9 @@ def main(module: str) -> None:
     arguments = json.loads(line)
     child = os.fork()  # flags can be parsed only once
     if not child:
+      sys.argv = rewrite([module, *arguments])  # where fields of the config are looked up
       try:
-        parse(rewrite([module, *arguments]))
+        parse(sys.argv)
       except UserError as e:
         print(f"{module} {' '.join(arguments)}: {e}", flush=True)
       finally:

@@ -101,8 +101,11 @@ def test_commands_are_those_that_programs_take():
     match = re.match(r"(?:time )?python3? -m ([\w.]+)(.*)", command)
     if match and match[1].startswith(("wd_plasticity", "launch")) and "NAME" not in match[1]:
       arguments = shlex.split(re.split(r" (?:\|\|?|>|&&) ", match[2])[0])
-      if not any("wheight" in a or "$" in a for a in arguments):
-        by_module[match[1]].append(arguments)
+      # lm_eval_cli hands over to the harness; what is left out is meant to be a mistake.
+      if not match[1].endswith("lm_eval_cli") and not any(
+          "wheight" in a or "$" in a for a in arguments):
+        # A word in capitals stands for arguments that the page tells beside it.
+        by_module[match[1]].append([a for a in arguments if not re.fullmatch("[A-Z]+", a)])
   assert len(by_module) > 10
   refused = []
   for module, lines in by_module.items():
@@ -112,7 +115,7 @@ def test_commands_are_those_that_programs_take():
     assert done.returncode == 0, done.stderr
     refused += done.stdout.splitlines()
   # A config of a page's own is written by the page.
-  assert not [r for r in refused if "runs/own_data" not in r]
+  assert [r for r in refused if "runs/own_data" not in r] == []
 
 
 @pytest.mark.slow

@@ -87,7 +87,10 @@ if sys.argv[4] == "import":
   import_.import_model(import_.Request(model, workdir, "x", weight_decay=0.1))
 else:
   export.export(workdir / "members" / "x", out)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+# Not getrusage: its peak is that of the process that started this one, if it was higher.
+with open("/proc/self/status") as f:
+  peak = next(int(line.split()[1]) * 1024 for line in f if line.startswith("VmHWM:"))
+print(peak - before)
 '''
 
 
