@@ -38,7 +38,7 @@ _HELD_OUT_TOKENS = 50e6  # the study's separate validation text
 
 
 def pretraining_config(family: str, size: str, *, tokens: float, sequence_length: int,
-                       batch_size: int) -> ConfigDict:
+                       batch_size: int, tokenizer: tuple[str, str], data: str = "") -> ConfigDict:
   """The part of a pretraining run that does not depend on the family.
 
   Args:
@@ -47,6 +47,9 @@ def pretraining_config(family: str, size: str, *, tokens: float, sequence_length
     tokens: nominal tokens of the run, such as 20e9; steps are rounded to the nearest.
     sequence_length: tokens of a record.
     batch_size: records of a step.
+    tokenizer: its kind and its file below `data`.
+    data: folder with pretraining/train, pretraining/validation and the tokenizer; empty: the
+      fields that name them are left empty.
   """
   config = default_config()
   config.seed = 42
@@ -55,6 +58,11 @@ def pretraining_config(family: str, size: str, *, tokens: float, sequence_length
   config.model.remat = "dots"
   config.data.source = "files"
   config.data.sequence_length = sequence_length
+  config.data.tokenizer.kind, tokenizer_file = tokenizer
+  if data:
+    config.data.train = f"{data}/pretraining/train/*"
+    config.data.validation = f"{data}/pretraining/validation/*"
+    config.data.tokenizer.path = f"{data}/{tokenizer_file}"
   # Without files of its own, a share of the training text as large as the study's.
   config.data.validation_fraction = config.data.train_subset_fraction = _HELD_OUT_TOKENS / tokens
   config.train.steps = round(tokens / (batch_size * sequence_length))

@@ -44,13 +44,9 @@ def _read(arguments):
 def get_config(arguments=None):
   args, (tokens, learning_rate, batch_size, micro_batches, _, _) = _read(arguments)
   config = paper.pretraining_config("llama2", args["size"], tokens=tokens, sequence_length=2048,
-                                    batch_size=batch_size)
+                                    batch_size=batch_size, data=args["data"],
+                                    tokenizer=("sentencepiece", "tokenizer.model"))
   config.name = f"llama2-{args['size']}-{tokens / 1e9:g}BT"
-  config.data.tokenizer.kind = "sentencepiece"
-  if data := args["data"]:
-    config.data.train = f"{data}/pretraining/train/*"
-    config.data.validation = f"{data}/pretraining/validation/*"
-    config.data.tokenizer.path = f"{data}/tokenizer.model"
   config.optim.learning_rate = learning_rate
   config.train.accumulate_steps = micro_batches
   return config

@@ -48,13 +48,9 @@ def _read(arguments):
 def get_config(arguments=None):
   args, (tokens, schedule, final_fraction, _) = _read(arguments)
   config = paper.pretraining_config(
-      "olmo2", "1b", tokens=tokens, sequence_length=_SEQUENCE_LENGTH, batch_size=_BATCH_SIZE)
+      "olmo2", "1b", tokens=tokens, sequence_length=_SEQUENCE_LENGTH, batch_size=_BATCH_SIZE,
+      data=args["data"], tokenizer=("json", "tokenizer.json"))
   config.name = f"olmo2-1b-{args['tpp']}tpp"
-  config.data.tokenizer.kind = "json"
-  if data := args["data"]:
-    config.data.train = f"{data}/pretraining/train/*"
-    config.data.validation = f"{data}/pretraining/validation/*"
-    config.data.tokenizer.path = f"{data}/tokenizer.json"
   config.optim.learning_rate = 4e-4
   config.optim.decay.preset = "no_embeddings"
   config.optim.schedule.update(name=schedule, warmup=f"{4000 * _TOKENS_PER_STEP} tokens",

@@ -5,7 +5,9 @@ them. The end of sequence is not part of a response, as in lm-evaluation-harness
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +63,6 @@ class Scorer:
 
   def __init__(self, model: ModelConfig, mesh: Mesh, num_members: int):
     self._mesh, self._num_members = mesh, num_members
-    self._shares = mesh_lib.row_shares(mesh)
 
     def log_probabilities(params, inputs_BxL, positions_BxT, targets_BxT):
       x_BxLxD = decoder.hidden_states(params, model, inputs_BxL)
@@ -83,17 +84,12 @@ class Scorer:
       on_batch: told the number of requests done.
     """
     total = np.zeros((self._num_members, num_responses), np.float64)
-    pending, done = None, 0
-    for arrays, chosen in batches(wanted, self._shares):
-      made = self._run(params_M, *(mesh_lib.put(self._mesh, a, mesh_lib.ROWS) for a in arrays))
-      if pending is not None:  # read while the next batch runs
-        self._add(total, *pending)
-      pending = made, chosen
+    done = 0
+    for made, chosen in run_batches(functools.partial(self._run, params_M), wanted, self._mesh):
+      self._add(total, made, chosen)
       done += len(chosen)
       if on_batch:
         on_batch(done)
-    if pending is not None:
-      self._add(total, *pending)
     return total
 
   def _add(self, total, made, chosen):
@@ -101,6 +97,28 @@ class Scorer:
     for row, request in enumerate(chosen):
       # A response may own several tokens of a row, so plain indexed addition would lose some.
       np.add.at(total, (slice(None), request.owners), values_MxBxT[:, row, :len(request.owners)])
+
+
+def run_batches(run: Callable[..., Any], wanted: Sequence[Request],
+                mesh: Mesh) -> Iterator[tuple[Any, list[Request]]]:
+  """What `run` makes of the batches of `batches`, and the requests of each.
+
+  A batch is handed out when the next one has been started, so that the devices do not wait
+  for the one who reads it.
+
+  Args:
+    run: (inputs_BxL, positions_BxT, targets_BxT), laid on the mesh, to arrays.
+    wanted: requests.
+    mesh: whose devices divide the rows.
+  """
+  pending = None
+  for arrays, chosen in batches(wanted, mesh_lib.row_shares(mesh)):
+    started = run(*(mesh_lib.put(mesh, a, mesh_lib.ROWS) for a in arrays)), chosen
+    if pending is not None:
+      yield pending
+    pending = started
+  if pending is not None:
+    yield pending
 
 
 def batches(wanted: Sequence[Request], shares: int) -> Iterator[tuple[list[np.ndarray],

@@ -126,10 +126,13 @@ class TextModel:
     wanted = self._requests(pairs)
     nats = np.zeros(len(pairs), np.float64)
     greedy = np.ones(len(pairs), bool)
-    done, pending = 0, None
+    done = 0
 
-    def read(made, chosen):
-      nonlocal done
+    def run(*arrays):
+      with jax.set_mesh(self._mesh):  # hand-written kernels find the mesh by its context
+        return self._run(self.params_M, *arrays)
+
+    for made, chosen in scoring.run_batches(run, wanted, self._mesh):
       nats_BxT, greedy_BxT = (np.asarray(x)[0] for x in made)
       for row, request in enumerate(chosen):
         n = len(request.owners)
@@ -138,16 +141,6 @@ class TextModel:
         done += len(np.unique(request.owners))
       if on_done:
         on_done(done)
-
-    for arrays, chosen in scoring.batches(wanted, mesh_lib.row_shares(self._mesh)):
-      with jax.set_mesh(self._mesh):  # hand-written kernels find the mesh by its context
-        made = self._run(self.params_M,
-                         *(mesh_lib.put(self._mesh, a, mesh_lib.ROWS) for a in arrays))
-      if pending is not None:  # read while the next batch runs
-        read(*pending)
-      pending = made, chosen
-    if pending is not None:
-      read(*pending)
     return list(zip(nats.tolist(), greedy.tolist(), strict=True))
 
   def _requests(self, pairs) -> list[scoring.Request]:

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 
 from wd_plasticity.errors import UserError
 from wd_plasticity.models.attention_cpu import block_attention
-from wd_plasticity.models.mesh_context import platform
+from wd_plasticity.models.mesh_context import platform, row_axes
 
 _SPLASH_BLOCK = 128  # lanes of the TPU's vector unit
 
@@ -153,7 +153,7 @@ def _splash(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, segment_ids_BxL, interpret: bool = 
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return rows(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, segment_ids_BxL)
-  batch = tuple(axis for axis in ("data", "fsdp") if axis in mesh.shape)
+  batch = row_axes(mesh)
   tensor = "tensor" if k_BxLxGxK.shape[2] % mesh.shape.get("tensor", 1) == 0 else None
   tensor = tensor if "tensor" in mesh.shape else None
   by_head = PartitionSpec(batch, None, tensor, None)

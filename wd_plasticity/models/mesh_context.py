@@ -5,7 +5,13 @@ import math
 import jax
 from jax.sharding import PartitionSpec
 
-_ROW_AXES = ("data", "fsdp")
+# Mesh axes that rows of a batch are divided over (training/mesh.py).
+ROW_AXES = ("data", "fsdp")
+
+
+def row_axes(mesh) -> tuple[str, ...]:
+  """Those of `ROW_AXES` that a mesh has."""
+  return tuple(axis for axis in ROW_AXES if axis in mesh.shape)
 
 
 def platform() -> str:
@@ -26,7 +32,7 @@ def divide_rows(x: jax.Array) -> jax.Array:
   in their full size. Without a mesh, or where the rows cannot be divided, `x` as it is.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  axes = tuple(axis for axis in _ROW_AXES if axis in mesh.shape)
+  axes = row_axes(mesh)
   shares = math.prod(mesh.shape[axis] for axis in axes)
   if shares == 1 or x.shape[0] % shares:
     return x

@@ -195,7 +195,7 @@ class ChunkTrainer:
     shares = mesh_lib.row_shares(self.program.mesh)
     batch_size = -(-min(train.eval_sequences, train.global_batch_size) // shares) * shares
     place = mesh_lib.BatchPlacer(self.program.mesh, 1, batch_size,
-                                 spec=jax.sharding.PartitionSpec(None, ("data", "fsdp")))
+                                 spec=jax.sharding.PartitionSpec(None, *mesh_lib.ROWS))
     sets = {}
     for name in EVAL_SETS:
       sets[name] = [

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from wd_plasticity.errors import UserError
+from wd_plasticity.models.mesh_context import ROW_AXES
 from wd_plasticity.optim.groups import name_of
 
 AXES = ("sweep", "data", "fsdp", "tensor")
@@ -27,9 +28,9 @@ RULES = (
     (r".*norm/scale", P()),
     (r"layers/.*/lora_[ab]", P()),
 )
-BATCH = P("sweep", ("data", "fsdp"))  # tokens [M, B, L+1]
+BATCH = P("sweep", ROW_AXES)  # tokens [M, B, L+1]
 MEMBERS = P("sweep")  # one value per member
-ROWS = P(("data", "fsdp"))  # rows of a batch that all members share
+ROWS = P(ROW_AXES)  # rows of a batch that all members share
 
 
 def axis_sizes(section: ConfigDict, num_devices: int) -> dict[str, int]:
