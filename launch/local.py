@@ -20,6 +20,7 @@ from launch import command_line, local_devices, local_jobs, record
 from launch.jobs import Job, Launch, make_jobs
 from launch.local_devices import Group
 from launch.local_display import DONE, FAILED, NOT_RUN, Display
+from wd_plasticity.study import processes
 from wd_plasticity.study.plan import REPORT
 
 _DEVICES_PER_JOB = flags.DEFINE_integer(
@@ -72,14 +73,8 @@ def _conclude(launch: Launch, ended: Mapping[str, local_jobs.Ended],
   console = Console(soft_wrap=True, highlight=False)
   if launch.evals and ended[REPORT].state == DONE:
     console.print(f"report: {workdir / 'report' / 'report.html'}", markup=False)
-  failed = {n: e for n, e in ended.items() if e.state == FAILED}
-  for name, e in failed.items():
-    print(f"{name} failed: {e.message.rstrip('.')}. Its log is {e.log}.", file=sys.stderr)
-  if waiting := [n for n, e in ended.items() if e.state == NOT_RUN]:
-    print(f"not run, because they need it: {', '.join(waiting)}.", file=sys.stderr)
-  if failed:
-    print("the same command again runs what is left.", file=sys.stderr, flush=True)
-    sys.exit(1)
+  processes.conclude([(n, e.message, e.log) for n, e in ended.items() if e.state == FAILED],
+                     [n for n, e in ended.items() if e.state == NOT_RUN])
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ from typing import Any
 
 from rich import box
 from rich.console import Console, Group
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from launch.jobs import Job
+from wd_plasticity.study.display import LiveTable
 from wd_plasticity.training.progress import format_seconds
 
 RUNNING, WAITING, DONE, FAILED, NOT_RUN = "running", "waiting", "done", "failed", "not run"
@@ -20,7 +20,7 @@ _ORDER = (RUNNING, FAILED, WAITING, NOT_RUN, DONE)  # what is left out first com
 _SECONDS_BETWEEN_LINES = 30.0
 
 
-class Display:
+class Display(LiveTable):
   """Shows every job: members, devices, state, progress, time left, log.
 
   Args:
@@ -40,20 +40,9 @@ class Display:
     self._begun: dict[str, float] = {}
     self._seconds: dict[str, float] = {}
     self._num_groups = num_groups
-    self._console, self._clock = console or Console(), clock
+    super().__init__(console)
+    self._clock = clock
     self._started, self._printed_at = clock(), None
-    self._live = None
-
-  def __enter__(self) -> "Display":
-    if self._console.is_terminal and not self._console.is_dumb_terminal:
-      self._live = Live(self._render(), console=self._console, refresh_per_second=2,
-                        get_renderable=self._render)
-      self._live.start()
-    return self
-
-  def __exit__(self, *_) -> None:
-    if self._live is not None:
-      self._live.stop()
 
   def start(self, name: str, devices: str, log: str) -> None:
     self._state[name], self._begun[name] = RUNNING, self._clock()
@@ -125,11 +114,6 @@ class Display:
       elif state != WAITING:
         done += 1
     return done / max(1, len(self._state))
-
-  def _line(self, line: str) -> None:
-    if self._live is None:
-      self._console.file.write(line + "\n")  # past rich, which would wrap it at 80 columns
-      self._console.file.flush()
 
   def _render(self) -> Group:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)

@@ -23,7 +23,7 @@ from wd_plasticity.files import write_text
 from wd_plasticity.report import answer as answer_lib
 from wd_plasticity.report import study as study_lib
 from wd_plasticity.report import terminal
-from wd_plasticity.study import plan, records
+from wd_plasticity.study import plan, processes, records
 from wd_plasticity.study import run as run_lib
 from wd_plasticity.study.display import Display
 
@@ -101,16 +101,9 @@ def _conclude(made: Sequence[records.Record], workdir: pathlib.Path) -> None:
   if made[-1].state == records.DONE:
     found = study_lib.read(workdir)
     terminal.show(found, answer_lib.answers(found), workdir / "report" / "report.html", Console())
-  failed = [r for r in made if r.state == records.FAILED]
-  waiting = [r.name for r in made if r.state == records.WAITING]
-  for r in failed:
-    print(f"{r.name} failed: {r.message.rstrip('.')}. Its log is {workdir / r.log}.",
-          file=sys.stderr)
-  if waiting:
-    print(f"not run, because they need it: {', '.join(waiting)}.", file=sys.stderr)
-  if failed:
-    print("the same command again runs what is left.", file=sys.stderr, flush=True)
-    sys.exit(1)
+  processes.conclude(
+      [(r.name, r.message, workdir / r.log) for r in made if r.state == records.FAILED],
+      [r.name for r in made if r.state == records.WAITING])
 
 
 if __name__ == "__main__":

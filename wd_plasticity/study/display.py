@@ -21,7 +21,40 @@ _STYLES = {DONE: "green", FAILED: "bold red", WAITING: "yellow", "running": "bol
 _UNKNOWN_MINUTES = 2.0
 
 
-class Display:
+class LiveTable:
+  """Something that is drawn over and over in a terminal, and is lines elsewhere.
+
+  Args:
+    console: standard output by default; it decides between the two.
+  """
+
+  def __init__(self, console: Console | None):
+    self._console = console or Console()
+    self._live = None
+
+  def __enter__(self):
+    if self._console.is_terminal and not self._console.is_dumb_terminal:
+      self._live = Live(self._render(), console=self._console, refresh_per_second=2,
+                        get_renderable=self._render)
+      self._live.start()
+    return self
+
+  def __exit__(self, *_) -> None:
+    if self._live is not None:
+      self._live.stop()
+
+  def _line(self, line: str) -> None:
+    """Writes a line where there is no table."""
+    if self._live is None:
+      self._console.file.write(line + "\n")  # past rich, which would wrap it at 80 columns
+      self._console.file.flush()
+
+  def _render(self) -> Group:
+    """What is drawn now."""
+    raise NotImplementedError
+
+
+class Display(LiveTable):
   """Shows the state of every step, how far the study is, and the time left.
 
   The time left is that of the running step by its own speed, and for those after it the
@@ -41,21 +74,13 @@ class Display:
     self._seconds: dict[str, float] = {}  # of the steps that were run, by this start
     self._begun: dict[str, float] = {}
     self._now: dict[str, Any] | None = None  # what the running step says
-    self._console, self._clock = console or Console(), clock
+    super().__init__(console)
+    self._clock = clock
     self._printed_at = None
-    self._live = None
 
   def __enter__(self) -> "Display":
     self._started = self._clock()
-    if self._console.is_terminal and not self._console.is_dumb_terminal:
-      self._live = Live(self._render(), console=self._console, refresh_per_second=2,
-                        get_renderable=self._render)
-      self._live.start()
-    return self
-
-  def __exit__(self, *_) -> None:
-    if self._live is not None:
-      self._live.stop()
+    return super().__enter__()
 
   def skip(self, name: str, seconds: float) -> None:
     """A step that is done already, in so many seconds."""
@@ -134,10 +159,8 @@ class Display:
             f"{left} left")
 
   def _line(self, line: str) -> None:
-    if self._live is None:
-      self._printed_at = self._clock()
-      self._console.file.write(line + "\n")  # past rich, which would wrap it at 80 columns
-      self._console.file.flush()
+    self._printed_at = self._clock()
+    super()._line(line)
 
   def _render(self) -> Group:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)

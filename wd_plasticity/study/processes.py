@@ -98,6 +98,22 @@ class Program:
     os.close(self._write_end)
 
 
+def conclude(failed: Sequence[tuple[str, str, os.PathLike]], not_run: Sequence[str]) -> None:
+  """Says what failed and what was therefore not run; exit status 1 if something did.
+
+  Args:
+    failed: name, why, and log.
+    not_run: names.
+  """
+  for name, message, log in failed:
+    print(f"{name} failed: {message.rstrip('.')}. Its log is {log}.", file=sys.stderr)
+  if not_run:
+    print(f"not run, because they need it: {', '.join(not_run)}.", file=sys.stderr)
+  if failed:
+    print("the same command again runs what is left.", file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
 @contextlib.contextmanager
 def only_one(workdir: pathlib.Path) -> Iterator[int]:
   """Holds the work directory for one study and the programs it starts.
