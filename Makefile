@@ -1,34 +1,55 @@
 # make quickstart   a whole study on the embedded corpus, from nothing: models, evals, report
-# make test         the default tests
-# make slow         tests that take minutes each, such as runs of two processes
+# make test         the default tests; some of them: make test ARGS="-k decay"
+# make slow         the tests that only whole programs or several processes can make
 # make parity       the tests against torch, transformers and lm-evaluation-harness
+# make nightly      the tests that are made now and then: large inputs, a real SLURM, TPU compilers
 # make xmanager     the tests of launch.xm, in an environment of their own
+# make coverage     which lines the tests of test, slow and parity reach: docs/_build/coverage
 # make docs         the documentation as a site, its tutorials run: docs/_build/html
+# make lint         ruff
+# make lock         the pinned versions anew
+# make clean        deletes environments, caches and what was built
+# make help         this list
 
 PYTHON ?= python3
+ARGS ?=
 VENV ?= .venv
 WORKDIR ?= runs/quickstart
 PY = $(VENV)/bin/python
 
-.PHONY: quickstart test slow parity docs xmanager lint lock clean
+.PHONY: help quickstart test slow parity nightly coverage docs xmanager lint lock clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# \(make \)/\1/p' Makefile
 
 quickstart: $(VENV)/core
 	$(PY) -m wd_plasticity.study --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: $(VENV)/core
-	$(PY) -m pytest
+	$(PY) -m pytest $(ARGS)
 
 slow: $(VENV)/core
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -m slow $(ARGS)
 
 parity: $(VENV)/parity
-	$(PY) -m pytest tests/parity
+	$(PY) -m pytest tests/parity $(ARGS)
+
+nightly: $(VENV)/parity
+	$(PY) -m pytest tests tests/parity -m nightly $(ARGS)
+
+coverage: $(VENV)/parity
+	$(PY) -m coverage erase
+	$(PY) -m coverage run -m pytest -n 0 tests tests/parity -m "not nightly" $(ARGS)
+	$(PY) -m coverage combine
+	$(PY) -m coverage html -d docs/_build/coverage
+	$(PY) -m coverage report
 
 docs: $(VENV)/docs
 	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
 
 xmanager: $(VENV)-xmanager/core
-	$(VENV)-xmanager/bin/python -m pytest tests/test_launch_xmanager.py -m "slow or not slow"
+	$(VENV)-xmanager/bin/python -m pytest tests/test_launch_xmanager.py -m "not nightly" $(ARGS)
 
 lint: $(VENV)/core
 	$(PY) -m ruff check .
@@ -63,4 +84,4 @@ lock:
 	  --no-annotate -o requirements-xmanager.lock
 
 clean:
-	rm -rf $(VENV) $(VENV)-xmanager docs/_build
+	rm -rf $(VENV) $(VENV)-xmanager docs/_build .jax_cache

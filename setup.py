@@ -46,8 +46,8 @@ EXTRAS = {
     "xmanager": ["google-cloud-bigquery>=3.20", "xmanager>=0.8.5,<0.9"],
     "docs": ["ipykernel>=6.29,<8", "latex2mathml>=3.77,<4", "myst-nb>=1.2,<2", "sphinx>=8,<10",
              "sphinx-book-theme>=1.1,<2"],
-    "test": ["pytest>=8,<10", "pytest-timeout>=2.3,<3", "ruff>=0.6", "scikit-learn>=1.5,<2",
-             "zstandard>=0.22,<1"],
+    "test": ["coverage>=7.10,<8", "pytest>=8,<10", "pytest-timeout>=2.3,<3", "pytest-xdist>=3.6,<4",
+             "ruff>=0.6", "scikit-learn>=1.5,<2", "zstandard>=0.22,<1"],
     # torch is the independent reference of the parity suite and of bench --peer.
     "parity": ["torch>=2.4,<2.14", "transformers>=4.47,<6"],
 }

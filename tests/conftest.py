@@ -1,19 +1,32 @@
-"""Tests run on the CPU, seen as eight devices; compiled programs are cached between runs."""
+"""Tests run on the CPU, seen as eight devices.
 
+What they and the programs they start compile is kept in .jax_cache, for each other and for the
+next time; and little of it is optimized, because compilation is most of the time of small programs.
+"""
+
+import importlib.metadata
 import os
 import pathlib
 import random
 import sys
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+ROOT = pathlib.Path(__file__).parents[1]
+for name, value in {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}.items():
+  os.environ.setdefault(name, value)  # programs that tests start have them too
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do not know the flag
+  os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")  # half the time
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
-# Compilation is most of the time of these tests; the programs are small.
-jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def install(folder: pathlib.Path) -> dict[str, str]:
   for name in ("git", "gzip"):  # and no others: a gcloud of this machine cannot be reached
     (programs / name).symlink_to(shutil.which(name))
   return {**os.environ, "PATH": str(programs), "HOME": str(folder / "home"),
-          "JAX_PLATFORMS": "cpu"}
+          "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
 
 
 def _write_program(path: pathlib.Path, text: str) -> None:

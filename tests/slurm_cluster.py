@@ -15,8 +15,9 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
+
+from waiting import until
 
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
 _PATH = f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin"
@@ -75,7 +76,7 @@ class Cluster:
 
   def run(self, *command: str, check: bool = True) -> str:
     """Runs a command of SLURM; returns what it printed."""
-    done = subprocess.run(command, env=os.environ | self.environment, text=True, timeout=60,
+    done = subprocess.run(command, env=os.environ | self.environment, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if check and done.returncode:
       raise RuntimeError(f"{' '.join(command)}: {done.stdout}")
@@ -85,15 +86,6 @@ class Cluster:
     """State of every job that has not ended, by id: {'12_0': 'RUNNING'}."""
     said = self.run("squeue", "--noheader", "--array", "--format=%i %T")
     return dict(line.split() for line in said.splitlines())
-
-  def wait(self, condition, seconds: float, what: str):
-    """Waits until `condition()` is true and returns it."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-      if value := condition():
-        return value
-      time.sleep(0.2)
-    raise TimeoutError(f"{what} did not come within {seconds} s\n{self.run('squeue', check=False)}")
 
 
 @contextlib.contextmanager
@@ -108,11 +100,11 @@ def start() -> Iterator[Cluster]:
     _start(started, cluster, "munged", "--foreground", "--force", f"--key-file={munge}/key",
            f"--socket={munge}/socket", f"--pid-file={munge}/pid", f"--log-file={munge}/log",
            f"--seed-file={munge}/seed")
-    cluster.wait((munge / "socket").exists, 20, "the socket of munged")
+    until((munge / "socket").exists, "the socket of munged", started[-1])
     _start(started, cluster, "slurmctld", "-D", "-c")
     _start(started, cluster, "slurmd", "-D", "-N", "localhost")
-    cluster.wait(lambda: "idle" in cluster.run("sinfo", "--noheader", "--format=%T", check=False),
-                 30, "an idle node")
+    until(lambda: "idle" in cluster.run("sinfo", "--noheader", "--format=%T", check=False),
+          "an idle node", started[-1])
     yield cluster
   finally:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would leave it behind
@@ -149,7 +141,7 @@ def _stop(started: list[subprocess.Popen], cluster: Cluster) -> None:
   if len(started) == len(("munged", "slurmctld", "slurmd")):
     with contextlib.suppress(Exception):  # what can still be stopped below is
       cluster.run("scancel", f"--user={os.getuid()}", check=False)
-      cluster.wait(lambda: not cluster.queue(), 45, "the end of all jobs")
+      until(lambda: not cluster.queue(), "the end of all jobs", started[-1])
   for process in reversed(started):
     process.send_signal(signal.SIGTERM)
     try:

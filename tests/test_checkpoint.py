@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ import numpy as np
 import optax
 import pytest
 from orbax.checkpoint import v1 as ocp
+from waiting import until
 
 from wd_plasticity import errors
 from wd_plasticity.errors import UserError
@@ -70,7 +70,7 @@ def run_python(code, *args, wait=True, **env):
                              env={**os.environ, "JAX_PLATFORMS": "cpu", **env})
   if not wait:
     return process
-  out, err = process.communicate(timeout=400)
+  out, err = process.communicate()
   assert process.returncode == 0, err
   return out
 
@@ -167,13 +167,17 @@ for step in range(start, 100000):
 
 
 def test_a_killed_save_never_passes_for_a_finished_one(tmp_path):
-  delays = np.random.default_rng(0).uniform(0.02, 0.3, size=3)
+  changes = np.random.default_rng(0).integers(5, 60, size=3)
   target = [abstract(t) for t in make_state(0, size=20_000)]
   last, leftovers = 0, 0
-  for delay in delays:
+  for number in changes:
     process = run_python(SAVER, tmp_path, os.path.dirname(__file__), wait=False)
     assert process.stdout.readline() == "ready\n", process.stderr.read()
-    time.sleep(delay)
+    seen = set()
+    def under_way(number=number, seen=seen):
+      seen.add(frozenset(os.path.join(d, f) for d, _, files in os.walk(tmp_path) for f in files))
+      return len(seen) > number and not all(n.isdigit() for n in os.listdir(tmp_path))
+    until(under_way, "a save", process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     leftovers += sum(not p.name.isdigit() for p in tmp_path.iterdir())
@@ -427,7 +431,7 @@ def test_two_processes_save_several_members_and_one_restores(tmp_path):
                for i in range(2)]
   try:
     for process in processes:
-      out, err = process.communicate(timeout=400)
+      out, err = process.communicate()
       assert out.endswith("done\n"), err
   finally:
     for process in processes:

@@ -5,11 +5,10 @@ import multiprocessing
 import os
 import random
 import shutil
-import subprocess
-import sys
 import threading
 
 import numpy as np
+import programs
 import pytest
 
 from wd_plasticity.config import default_config
@@ -281,9 +280,9 @@ def test_two_processes_at_once_prepare_once(data, tmp_path):
                                args=(data, str(tmp_path / "cache"), results)) for _ in range(2)]
   for p in processes:
     p.start()
-  found = [results.get(timeout=400) for _ in processes]
+  found = [results.get() for _ in processes]
   for p in processes:
-    p.join(30)
+    p.join()
   assert len({fingerprint for fingerprint, _ in found}) == 1
   assert sorted(prepared for _, prepared in found) == [False, True]
 
@@ -359,9 +358,8 @@ def test_half_surrogates_become_replacement_characters():
   assert documents.clean("🦊", None) == "🦊"
 
 
-def run_program(*arguments):
-  return subprocess.run([sys.executable, "-m", "wd_plasticity.data.prepare", *arguments],
-                        capture_output=True, text=True, timeout=400)
+def run_program(*arguments, **kwargs):
+  return programs.run("wd_plasticity.data.prepare", *arguments, **kwargs)
 
 
 def test_program(tmp_path):
@@ -378,12 +376,9 @@ def get_config():
   return c
 """)
   cache = f"--cache_dir={tmp_path}/cache"
-  done = run_program(f"--config={config}", cache)
-  assert done.returncode == 0, done.stderr
-  assert "bytes per token" in done.stdout
-  wrong = run_program(f"--config={config}", cache, "--config.data.train=/nowhere/*.md")
-  assert wrong.returncode == 2
-  assert wrong.stderr.strip().splitlines()[-1].startswith("error: data.train: no file matches")
-  assert "Traceback" not in wrong.stderr
+  assert "bytes per token" in run_program(f"--config={config}", cache)
+  wrong = run_program(f"--config={config}", cache, "--config.data.train=/nowhere/*.md", expect=2)
+  assert wrong.strip().splitlines()[-1].startswith("error: data.train: no file matches")
+  assert "Traceback" not in wrong
   shown = run_program("--help")
-  assert "--cache_dir" in shown.stdout and "--config" in shown.stdout
+  assert "--cache_dir" in shown and "--config" in shown

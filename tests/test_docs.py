@@ -132,7 +132,7 @@ def test_unmarked_commands_run(tmp_path):
     for mark, _, commands in _blocks(page):
       for command in commands if not mark else ():
         done = subprocess.run(command, shell=True, cwd=copy, text=True, capture_output=True,
-                              timeout=300, env=_environment(copy))
+                              env=_environment(copy))
         assert done.returncode == 0, f"{page.name}: {command}\n{done.stdout}\n{done.stderr}"
 
 

@@ -7,12 +7,12 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 
 import fake_cloud
+import programs
 import pytest
-from launcher_process import LauncherProcess
+from waiting import until
 
 from launch import cloud, tpu_vm_scripts
 from wd_plasticity.config import default_config
@@ -36,18 +36,14 @@ printf '%s' "$WD_PLASTICITY_LAUNCH" > "$FAKE/about"
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def tpu_vm():
-  launcher = LauncherProcess("launch.tpu_vm")
-  yield launcher
-  launcher.close()
+  return "launch.tpu_vm"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def xpk():
-  launcher = LauncherProcess("launch.xpk")
-  yield launcher
-  launcher.close()
+  return "launch.xpk"
 
 
 @pytest.fixture
@@ -66,8 +62,13 @@ class Fake:
   def __init__(self, folder, env):
     self.folder, self.env, self.output = folder, env, folder / "output"
 
+  def start(self, launcher, arguments):
+    self.output.write_text("")
+    return programs.start(launcher, *arguments, output=self.output, environment=self.env)
+
   def run(self, launcher, arguments):
-    return launcher.run(arguments, self.env, self.output)
+    process = self.start(launcher, arguments)
+    return process.wait(), process.said()
 
   def calls(self, *words):
     return fake_cloud.calls(self.folder, *words)
@@ -88,12 +89,9 @@ class Fake:
       found.append((*(step or [words[1].rpartition(".")[2]]), *members))
     return found
 
-  def wait_for(self, text, what):
-    for _ in range(600):
-      if self.output.exists() and text in self.output.read_text():
-        return
-      time.sleep(0.05)
-    raise AssertionError(f"{what} did not come:\n{self.output.read_text()}")
+
+def _wait_for(text, process):
+  until(lambda: text in process.said(), lambda: f"{text!r} in\n{process.said()}", process)
 
 
 # Names and sizes.
@@ -147,18 +145,20 @@ def test_a_job_outlives_its_connection_is_started_once_and_tells_its_status(tmp_
   (home / "wd_plasticity/code").mkdir(parents=True)
   (home / "wd_plasticity/venv/bin").mkdir(parents=True)
   python = home / "wd_plasticity/venv/bin/python"
-  python.write_text('#!/bin/bash\necho "$A"; printf "%s\\n" "$@"; sleep 0.5; exit 7\n')
+  python.write_text('#!/bin/bash\necho "$A"; printf "%s\\n" "$@"\n'
+                    'while [ ! -e "$HOME/go" ]; do sleep 0.05; done; exit 7\n')
   python.chmod(0o755)
   env = {**os.environ, "HOME": str(home)}
   def ssh(script):
     done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True,
-                          timeout=60, check=True)
+                          check=True)
     return tpu_vm_scripts.read_poll(done.stdout)
   start = tpu_vm_scripts.start("j.0+a", ["-m", _HOSTILE], {"A": _HOSTILE})
   assert ssh(tpu_vm_scripts.poll("j.0+a", 0)) == (b"", ["lost"])
   ssh(start)
   assert ssh(tpu_vm_scripts.poll("j.0+a", 0))[1] == ["running"]
   ssh(start)  # as by a try whose answer was lost
+  (home / "go").touch()
   assert ssh(tpu_vm_scripts.statuses("j.0+a"))[1] == ["7"]
   log, status = ssh(tpu_vm_scripts.poll("j.0+a", 0))
   assert log.decode() == f"{_HOSTILE}\n-m\n{_HOSTILE}\n" and status == ["7"]
@@ -169,12 +169,11 @@ def test_a_job_of_before_a_reboot_is_lost_and_what_is_left_of_one_can_be_ended(t
   (tmp_path / "wd_plasticity/code").mkdir(parents=True)
   (tmp_path / "wd_plasticity/venv/bin").mkdir(parents=True)
   python = tmp_path / "wd_plasticity/venv/bin/python"
-  python.write_text("#!/bin/bash\nsleep 60\n")
+  python.write_text("#!/bin/bash\ntail -f /dev/null\n")
   python.chmod(0o755)
   env = {**os.environ, "HOME": str(tmp_path)}
   def ssh(script):
-    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True,
-                          timeout=60)
+    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True)
     return tpu_vm_scripts.read_poll(done.stdout)[1]
   ssh(tpu_vm_scripts.start("j", ["-c", "x"], {}))
   folder = tmp_path / "wd_plasticity/jobs/j"
@@ -268,7 +267,7 @@ def test_slices_work_side_by_side_and_the_last_one_makes_the_report(tpu_vm, fake
 
 def test_a_preempted_slice_is_made_again_and_goes_on(tpu_vm, fake):
   (fake.folder / "job.sh").write_text(
-      _JOB + 'if [ ! -e "$FAKE/again" ]; then touch "$FAKE/again"; sleep 60; fi\n')
+      _JOB + 'if [ ! -e "$FAKE/again" ]; then touch "$FAKE/again"; tail -f /dev/null; fi\n')
   fake.fault("wd-log", skip=2, do="preempt", name="t")
   status, text = fake.run(tpu_vm, [*_CLONED, "--sweep=0", "--spot", "--noevals"])
   assert status == 0, text
@@ -363,14 +362,14 @@ def test_an_interrupted_launcher_says_what_exists_and_comes_back(tpu_vm, fake):
       _JOB + 'while [ ! -e "$FAKE/go" ]; do sleep 0.05; done; echo finished\n')
   arguments = [*_CLONED, "--sweep=0", "--noevals", "--workdir=gs://buck/runs/{time}"]
   for stop in (signal.SIGINT, signal.SIGTERM):
-    fake.output.unlink(missing_ok=True)
-    pid = tpu_vm.start(arguments, fake.env, fake.output)
-    fake.wait_for("log of", "the log")
-    os.kill(pid, stop)
-    assert tpu_vm.wait(pid) == 130
-    text = fake.output.read_text()
+    process = fake.start(tpu_vm, arguments)
+    _wait_for("log of", process)
+    process.send_signal(stop)
+    assert process.wait() == 130
+    text = process.said()
     assert "these TPU slices exist" in text and "delete t " in text and "goes on by itself" in text
-  time.sleep(1.1)  # another {time}
+  second = int(time.time())
+  until(lambda: int(time.time()) > second, "another {time}")
   (fake.folder / "go").touch()
   status, text = fake.run(tpu_vm, arguments)
   assert status == 0 and "finished" in text, text
@@ -496,12 +495,13 @@ def test_passing_problems_of_xpk_are_tried_again_and_lasting_ones_said(xpk, fake
 
 
 def test_an_interrupted_xpk_launcher_says_what_runs_and_goes_on(xpk, fake):
-  (fake.folder / "job.sh").write_text(_JOB + '[ -e "$FAKE/go" ] || sleep 1\n')
-  pid = xpk.start([*_XPK, "--sweep=0", "--noevals"], fake.env, fake.output)
-  fake.wait_for("submitted as w-000", "the workload")
-  os.kill(pid, signal.SIGTERM)
-  assert xpk.wait(pid) == 130
-  text = fake.output.read_text()
+  (fake.folder / "job.sh").write_text(
+      _JOB + 'while [ ! -e "$FAKE/go" ]; do sleep 0.05; done\n')
+  process = fake.start(xpk, [*_XPK, "--sweep=0", "--noevals"])
+  _wait_for("submitted as w-000", process)
+  process.send_signal(signal.SIGTERM)
+  assert process.wait() == 130
+  text = process.said()
   assert "goes on (w-000)" in text
   assert "xpk workload delete --cluster=c --filter-by-job=w- --force" in text
   (fake.folder / "go").touch()
@@ -545,7 +545,6 @@ def test_mistakes_for_xpk_are_one_sentence(xpk, fake, change, words):
 def test_without_xmanager_its_launcher_says_what_to_install():
   if importlib.util.find_spec("xmanager"):
     pytest.skip("XManager is installed")
-  done = subprocess.run([sys.executable, "-m", "launch.xm"], capture_output=True, text=True,
-                        timeout=120)
-  assert done.returncode == 2 and "Traceback" not in done.stderr
-  assert "error: XManager is not installed here; `pip install -e .[xmanager]`" in done.stderr
+  said = programs.run("launch.xm", expect=2)
+  assert "Traceback" not in said
+  assert "error: XManager is not installed here; `pip install -e .[xmanager]`" in said

@@ -136,7 +136,7 @@ def test_a_step_of_a_study_is_its_eval_for_some_members(tmp_path, corpus):
   config = launching.write_study(tmp_path, corpus)
   flags = [f"--config={config}", f"--workdir={tmp_path}"]
   made = launching.many(
-      "wd_plasticity.study.__main__", [*flags, "--step=attention_rank", "--dry_run"],
+      "wd_plasticity.study", [*flags, "--step=attention_rank", "--dry_run"],
       [*flags, "--step=attention_rank", "--sweep_index=1", "--dry_run"],
       [*flags, "--step=attention_rank", "--sweep_index=none", "--dry_run"],
       [*flags, "--step=probe"], [*flags, "--sweep_index=1"],

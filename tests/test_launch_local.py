@@ -6,15 +6,15 @@ import os
 import pathlib
 import re
 import signal
-import subprocess
-import sys
 import threading
-import time
 
+import filelock
 import launching
+import programs
 import pytest
 import tiny
 from rich.console import Console
+from waiting import until
 
 from launch import local_devices, local_jobs
 from launch.jobs import Job
@@ -103,27 +103,42 @@ def _run(workdir, jobs, groups=_CPU, environment=()):
 
 
 def test_jobs_run_on_their_devices_as_many_at_a_time_as_there_are_groups(tmp_path):
-  code = ("import json, os, time; begin = time.time(); time.sleep(0.5); "
-          "print(json.dumps([begin, time.time(), os.environ['WHERE'], os.environ['ALL'], "
-          "sorted(os.sched_getaffinity(0))]))")
+  # Each of a pair waits for the other to begin, so that they must run at the same time.
+  code = """if True:
+    import os, waiting
+    name, other = {name!r}, {other!r}
+    def note(what):
+      with open("{folder}/events", "a") as f:
+        f.write(f"{{what}} {{name}} {{os.environ['WHERE']}}\\n")
+    note("begin")
+    waiting.until(lambda: f"begin {{other}}" in open("{folder}/events").read(), "its pair")
+    note("end")
+    print(os.environ["ALL"], sorted(os.sched_getaffinity(0)))
+  """
   cores = local_devices.own_cores()
   groups = [Group(f"place {i}", {"WHERE": str(i)}, (cores[i % len(cores)],)) for i in range(2)]
-  jobs = [_job(f"a-{i}", code=code) for i in range(4)] + [_job("b", "a-0", "a-3", code=code)]
-  ended, said = _run(tmp_path, jobs, groups, {"ALL": "x y"})
+  pairs = {"a-0": "a-1", "a-1": "a-0", "a-2": "a-3", "a-3": "a-2", "b": "b"}
+  jobs = [_job(name, *(("a-0", "a-3") if name == "b" else ()),
+               code=code.format(name=name, other=other, folder=tmp_path))
+          for name, other in pairs.items()]
+  ended, said = _run(tmp_path, jobs, groups,
+                     {"ALL": "x y", "PYTHONPATH": str(tiny.ROOT / "tests")})
   assert {e.state for e in ended.values()} == {"done"}
-  made = {}
+  events = [line.split() for line in (tmp_path / "events").read_text().splitlines()]
+  running, where = {}, {}
+  for what, name, place in events:
+    if what == "begin":
+      assert place not in running.values()
+      running[name] = where[name] = place
+      if name == "b":
+        assert not {"a-0", "a-3"} & set(running) and {"a-0", "a-3"} < set(where)
+    else:
+      del running[name]
+  assert set(where) == set(pairs) and not running
   for job in jobs:
     log = (tmp_path / "launch" / "logs" / f"{job.name}.log").read_text()
     assert log.startswith("$ python -c ")
-    made[job.name] = json.loads(log.splitlines()[-1])
-  edges = sorted([(m[0], 1) for m in made.values()] + [(m[1], -1) for m in made.values()])
-  running = [sum(d for _, d in edges[:i + 1]) for i in range(len(edges))]
-  assert max(running) == 2
-  assert made["b"][0] > max(made["a-0"][1], made["a-3"][1])
-  for begin, end, where, everywhere, allowed in made.values():
-    assert everywhere == "x y" and allowed == list(groups[int(where)].cores)
-    assert not any(m[0] < end and m[1] > begin and m[2] == where
-                   for m in made.values() if m[0] != begin)
+    assert log.splitlines()[-1] == f"x y {list(groups[int(where[job.name])].cores)}"
   assert local_devices.own_cores() == cores
   assert "a-0: started on place 0, log " in said and "b: done in" in said
 
@@ -179,17 +194,12 @@ cli.run(main)
 
 def _start_long(folder):
   (folder / "long_job.py").write_text(_LONG)
-  env = os.environ | {"PYTHONPATH": f"{tiny.ROOT}{os.pathsep}{folder}", "PYTHONUNBUFFERED": "1"}
-  return subprocess.Popen([sys.executable, "-c", _DRIVER, str(folder)], env=env, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+  (folder / "driver.py").write_text(_DRIVER)
+  return programs.start("driver", folder, PYTHONPATH=f"{tiny.ROOT}{os.pathsep}{folder}")
 
 
-def _wait_for(*paths, seconds=60):
-  for _ in range(seconds * 20):
-    if all(p.exists() for p in paths):
-      return
-    time.sleep(0.05)
-  raise AssertionError(f"{paths} did not come")
+def _wait_for(*paths, process=None):
+  until(lambda: all(p.exists() for p in paths), f"{paths}", process)
 
 
 @pytest.mark.slow
@@ -197,13 +207,13 @@ def test_killed_or_stopped_it_has_its_jobs_save_their_state(tmp_path):
   begun = [tmp_path / f"begun-{i}" for i in range(3)]
   stopped = [tmp_path / f"stopped-{i}" for i in range(3)]
   process = _start_long(tmp_path)
-  _wait_for(*begun[:2])
+  _wait_for(*begun[:2], process=process)
   process.kill()
   _wait_for(*stopped[:2])  # the jobs noticed
   again = _start_long(tmp_path)  # waits for those jobs to end; now they have no work left
-  _wait_for(begun[2])
+  _wait_for(begun[2], process=again)
   again.send_signal(signal.SIGINT)
-  said = again.communicate(timeout=60)[0]
+  said = again.finish()
   assert again.returncode == 130 and stopped[2].exists(), said
   assert "long-0: done" in said and "run the same command again" in said
   assert "Traceback" not in said
@@ -250,19 +260,32 @@ def test_the_table_of_a_terminal_fits_it_and_shows_what_runs_and_what_failed():
 # One work directory for jobs that run at the same time.
 
 
-def _late(read, write):
-  """The first to read writes last, unless it keeps others from reading before it has written."""
-  began = threading.Event()
+def _one_during_another(monkeypatch, read, write, between):
+  """Writes twice; the second write begins while the first has read and not yet written.
+
+  The first goes on when the second waits for its lock or, were there none, has written.
+  """
+  began, met = threading.Event(), threading.Event()
+  acquire = filelock.FileLock.acquire
+  def meet(self, *args, **kwargs):
+    if threading.current_thread() is not first:
+      met.set()
+    return acquire(self, *args, **kwargs)
   def slow_read(*args):
     found = read()
     if not began.is_set():
       began.set()
-      time.sleep(0.4)
+      met.wait()
     return found
   first = threading.Thread(target=lambda: write(slow_read))
-  first.start()
-  began.wait()
-  return first, slow_read
+  with monkeypatch.context() as patch:
+    patch.setattr(filelock.FileLock, "acquire", meet)
+    first.start()
+    began.wait()
+    between()
+    write(slow_read)
+    met.set()
+    first.join()
 
 
 def test_tables_of_jobs_that_end_together_hold_all_of_them(tmp_path, monkeypatch):
@@ -273,10 +296,8 @@ def test_tables_of_jobs_that_end_together_hold_all_of_them(tmp_path, monkeypatch
   def write(read):
     monkeypatch.setattr(summary, "summarise", read)
     summary.write_summary(tmp_path, Console(file=io.StringIO()))
-  first, read = _late(lambda: [{"member": m} | row for m in members], write)
-  members.append("b")
-  write(read)
-  first.join()
+  _one_during_another(monkeypatch, lambda: [{"member": m} | row for m in members], write,
+                      lambda: members.append("b"))
   assert [r["member"] for r in json.loads((tmp_path / "sweep.json").read_text())] == ["a", "b"]
 
   items = ["a"]
@@ -287,10 +308,8 @@ def test_tables_of_jobs_that_end_together_hold_all_of_them(tmp_path, monkeypatch
   def collect(read):
     monkeypatch.setattr(results, "all", read)
     results.collect()
-  first, read = _late(lambda: [item(i) for i in items], collect)
-  items.append("b")
-  collect(read)
-  first.join()
+  _one_during_another(monkeypatch, lambda: [item(i) for i in items], collect,
+                      lambda: items.append("b"))
   assert len((results.directory / "results.jsonl").read_text().splitlines()) == 2
 
 
@@ -306,21 +325,18 @@ def test_a_trial_that_ends_second_takes_the_answer_of_the_first(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_study_with_a_failing_member_stopped_half_way_and_again(tmp_path, corpus):
   points = (*launching.POINTS, {"model.num_heads": 3, "seed": 9})
   config = launching.write_study(tmp_path, corpus, points=points)
   workdir = tmp_path / "w"
   flags = ["launch.local", f"--config={config}", f"--workdir={workdir}", "--nocheck",
            "--jobs_at_once=2", "--tag=tiny"]
-  cache = dict(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "xla"),
-               JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
-  stopped = launching.start(*flags, **cache)
-  _wait_for(workdir / "members" / "wd0-seed1" / "metrics.jsonl")
+  stopped = programs.start(*flags)
+  _wait_for(workdir / "members" / "wd0-seed1" / "metrics.jsonl", process=stopped)
   stopped.send_signal(signal.SIGTERM)
-  said = stopped.communicate(timeout=60)[0]
+  said = stopped.finish()
   assert stopped.returncode == 143 and "run the same command again" in said
-  said = launching.run(*flags, expect=1, **cache)
+  said = programs.run(*flags, expect=1)
   assert f"report: {workdir}/report/report.html" in said
   assert "pretraining-num_heads3-seed9 failed: " in said
   assert "not run, because they need it: attention_rank-num_heads3-seed9." in said
@@ -332,7 +348,6 @@ def test_a_study_with_a_failing_member_stopped_half_way_and_again(tmp_path, corp
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_members_that_start_together_in_one_work_directory(tmp_path, corpus):
   points = [{"optim.weight_decay": w, "seed": 1} for w in (0.0, 0.3, 1.0)]
   config = launching.write_study(tmp_path, corpus, points=points)
@@ -341,7 +356,7 @@ def test_members_that_start_together_in_one_work_directory(tmp_path, corpus):
     started = [tiny.start(config, workdir, f"--sweep_index={k}", *flags, module=module)
                for k in range(len(points))]
     for process in started:
-      said = process.communicate(timeout=200)[0]
+      said = process.finish()
       assert process.returncode == 0, said
   together(module="wd_plasticity.main")
   assert (workdir / "sweep.csv").read_text().count(",done,") == 3

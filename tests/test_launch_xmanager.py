@@ -194,7 +194,7 @@ def _program(arguments, env, by_xmanager=False):
     command = ["-c", "from xmanager.cli import cli; cli.entrypoint()", "launch", "launch/xm.py",
                "--", *arguments]
   done = subprocess.run([sys.executable, *command], cwd=_ROOT, env=env, capture_output=True,
-                        text=True, timeout=180)
+                        text=True)
   return done.returncode, done.stdout, done.stderr
 
 

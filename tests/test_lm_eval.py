@@ -156,7 +156,7 @@ def test_one_device_and_eight_give_the_same(text):
           "print(json.dumps(t.answers(t.text_model())))")
   env = os.environ | {"JAX_PLATFORMS": "cpu"}
   done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tiny.ROOT, text=True,
-                        capture_output=True, timeout=300)
+                        capture_output=True)
   assert done.returncode == 0, done.stderr
   check_same(answers(text), json.loads(done.stdout.splitlines()[-1]))
 

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 import tiny
+from waiting import until
 
 from wd_plasticity.training.checkpoint import open_checkpoint
 
@@ -52,10 +53,8 @@ def _losses(workdir, name, key):
 
 def _wait_for_step(process, workdir, name, step):
   path = workdir / "members" / name / "metrics.jsonl"
-  while process.poll() is None:
-    if path.exists() and path.read_bytes().count(b"\n") >= step:
-      return
-    time.sleep(0.002)
+  until(lambda: path.exists() and path.read_bytes().count(b"\n") >= step,
+        lambda: f"step {step}: {process.said()}", process)
 
 
 def test_a_sweep_trains_stores_and_reports(finished):
@@ -114,7 +113,7 @@ def test_killed_anywhere_and_resumed_it_is_bit_equal(finished, config, tmp_path)
     process = tiny.start(config, tmp_path, every_step)
     _wait_for_step(process, tmp_path, name, step)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.wait()
   tiny.run(config, tmp_path, every_step)
   for name in NAMES:
     assert _metrics(tmp_path, name) == _metrics(workdir, name), steps
@@ -129,7 +128,7 @@ def test_sigterm_saves_and_says_so(finished, config, tmp_path):
                        "--config.checkpoint.keep_at=(1.0,)")
   _wait_for_step(process, tmp_path, NAMES[0], 3)
   process.send_signal(signal.SIGTERM)
-  output = process.communicate(timeout=400)[0]
+  output = process.finish()
   assert process.returncode == 143 and "Traceback" not in output
   step = int(re.search(r"stopped by SIGTERM after step (\d+) of 24; checkpoints are saved",
                        output)[1])
@@ -148,7 +147,7 @@ def test_resumes_on_another_number_of_devices(finished, config, tmp_path):
   process = tiny.start(config, tmp_path, "--config.checkpoint.every=4 steps")
   _wait_for_step(process, tmp_path, NAMES[0], 14)
   process.send_signal(signal.SIGKILL)
-  process.communicate()
+  process.wait()
   tiny.run(config, tmp_path, "--config.mesh.data=2", "--config.mesh.fsdp=2",
            "--config.mesh.tensor=1", devices=4)
   for name in NAMES:
@@ -166,7 +165,7 @@ def test_two_processes_give_the_losses_of_one(finished, config, tmp_path):
                           "--config.distributed.num_processes=2",
                           f"--config.distributed.process_id={i}", "--config.mesh.data=2",
                           "--config.mesh.fsdp=2", devices=2) for i in range(2)]
-  outputs = [p.communicate(timeout=300)[0] for p in processes]
+  outputs = [p.finish() for p in processes]
   assert [p.returncode for p in processes] == [0, 0], outputs
   for i, output in enumerate(outputs):
     assert f"process {i} of 2: 2 of 4 devices" in output

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import sys
-import time
 import types
 
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import pytest
 from absl import logging
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
+from waiting import until
 
 from wd_plasticity.errors import UserError
 from wd_plasticity.training import metrics
@@ -81,9 +81,7 @@ def test_every_line_is_on_disk_at_once(tmp_path):
 def test_tensorboard_is_on_disk_soon_without_a_close(tmp_path):
   m = MemberMetrics(tmp_path, "m", 0)
   m.write(1, values_at(1))
-  deadline = time.monotonic() + 20
-  while len(tensorboard_scalars(tmp_path)) < 3 and time.monotonic() < deadline:
-    time.sleep(0.1)
+  until(lambda: len(tensorboard_scalars(tmp_path)) >= 3, "three values")
   assert [name for _, name, _ in tensorboard_scalars(tmp_path)] == [*values_at(1)]
   m.close()
 

@@ -5,13 +5,12 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
-import sys
-import time
 
+import programs
 import pytest
 import tiny
 from rich.console import Console
+from waiting import until
 
 from wd_plasticity import cli
 from wd_plasticity.config import default_config, flatten
@@ -109,12 +108,10 @@ def stop(*_):
 def main(_):
   signal.signal(signal.SIGTERM, stop)
   with Progress(100, "steps") as progress:
-    for i in range(400):
-      progress.update(i // 4)
+    progress.update(1)
+    (folder / "begun").write_text("x")
+    while not (folder / "stopped").exists():
       time.sleep(0.05)
-      (folder / "begun").write_text("x")
-      if (folder / "stopped").exists():
-        break
   (folder / "out").write_text("x")
 cli.run(main)
 """
@@ -122,31 +119,26 @@ cli.run(main)
 
 def _start_long(tmp_path):
   (tmp_path / "long_step.py").write_text(_LONG)
-  env = os.environ | {"PYTHONPATH": f"{tiny.ROOT}{os.pathsep}{tmp_path}", "PYTHONUNBUFFERED": "1"}
-  process = subprocess.Popen([sys.executable, "-c", _DRIVER, str(tmp_path)], env=env, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+  (tmp_path / "driver.py").write_text(_DRIVER)
+  (tmp_path / "begun").unlink(missing_ok=True)
+  process = programs.start("driver", tmp_path, PYTHONPATH=f"{tiny.ROOT}{os.pathsep}{tmp_path}")
   _wait_for(tmp_path / "begun", process)
   return process
 
 
-def _wait_for(path, process=None, seconds=60):
-  for _ in range(seconds * 20):
-    if path.exists():
-      return
-    assert process is None or process.poll() is None, process.stdout.read()
-    time.sleep(0.05)
-  raise AssertionError(f"{path} did not come")
+def _wait_for(path, process=None):
+  until(path.exists, lambda: f"{path}: {process and process.said()}", process)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_it_lets_the_step_save_and_goes_on_later(tmp_path, number):
   process = _start_long(tmp_path)
   process.send_signal(number)
-  said = process.communicate(timeout=60)[0]
+  said = process.finish()
   assert process.returncode == 143 and (tmp_path / "stopped").exists(), said
   assert "run the same command again" in said and "Traceback" not in said
   again = _start_long(tmp_path)
-  assert "long: done" in again.communicate(timeout=60)[0] and again.returncode == 0
+  assert "long: done" in again.finish() and again.returncode == 0
   assert json.loads((tmp_path / "study" / "progress" / "long.json").read_text())["total"] == 100
 
 
@@ -155,7 +147,7 @@ def test_killed_it_leaves_no_step_behind_and_a_second_start_waits_for_its_end(tm
   process.kill()
   _wait_for(tmp_path / "stopped")  # the step noticed
   again = _start_long(tmp_path)
-  assert again.communicate(timeout=60)[0].count("long: done") == 1 and again.returncode == 0
+  assert again.finish().count("long: done") == 1 and again.returncode == 0
 
 
 def test_two_studies_do_not_share_a_work_directory(tmp_path, monkeypatch):

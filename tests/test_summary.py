@@ -4,10 +4,9 @@ import csv
 import io
 import json
 import math
-import subprocess
-import sys
 
 import jax.numpy as jnp
+import programs
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
@@ -218,7 +217,5 @@ def test_a_ruined_member_does_not_flatten_the_others():
 
 def test_program(tmp_path):
   member(tmp_path, 0.1, 0, [3.0])
-  command = [sys.executable, "-m", "wd_plasticity.training.summary", f"--workdir={tmp_path}"]
-  done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-  assert done.returncode == 0, done.stderr
-  assert "wd0.1-seed0" in done.stdout and (tmp_path / "sweep.png").exists()
+  said = programs.run("wd_plasticity.training.summary", f"--workdir={tmp_path}")
+  assert "wd0.1-seed0" in said and (tmp_path / "sweep.png").exists()

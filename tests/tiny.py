@@ -1,13 +1,12 @@
 """A run small enough for tests: config files, and the program as a user starts it."""
 
-import os
 import pathlib
-import subprocess
-import sys
+
+import programs
 
 from wd_plasticity.config import default_config
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = programs.ROOT
 _CONFIG = '''
 from tiny import tiny_config
 
@@ -44,22 +43,16 @@ def write_config(folder, corpus, points=({},)) -> pathlib.Path:
 
 def start(config, workdir, *flags, devices=1, module="wd_plasticity.main"):
   """Starts the program in a process of its own."""
-  env = os.environ | {
-      "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-      "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(config).parent / "xla"),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONUNBUFFERED": "1"}
-  command = [sys.executable, "-m", module, f"--config={config}", f"--workdir={workdir}",
-             f"--config.mesh.cpu_devices={devices}", *flags]
-  return subprocess.Popen(command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT)
+  return programs.start(module, f"--config={config}", f"--workdir={workdir}",
+                        f"--config.mesh.cpu_devices={devices}", *flags)
 
 
 def run(*args, expect=0, **kwargs) -> str:
   """Runs the program to its end; returns what it printed."""
   process = start(*args, **kwargs)
-  output = process.communicate(timeout=300)[0]
-  assert process.returncode == expect, output
-  return output
+  said = process.finish()
+  assert process.returncode == expect, said
+  return said
 
 
 def train(corpus, workdir, weight_decays=(0.0, 3.0), steps=12) -> pathlib.Path:

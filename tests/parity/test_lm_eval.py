@@ -5,6 +5,7 @@ trained on them briefly, so that right and wrong answers, stops and greedy match
 """
 
 import dataclasses
+import functools
 import json
 import types
 
@@ -182,7 +183,9 @@ def train(config, tokenizer):
     logp = jax.nn.log_softmax(decoder.logits(params, config, tokens_BxL[:, :-1]))
     return -jnp.take_along_axis(logp, tokens_BxL[:, 1:, None], 2).mean()
 
-  @jax.jit
+  # Here the steps take longer than their compilation.
+  @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3,
+                                                "xla_llvm_disable_expensive_passes": False})
   def step(params, state):
     updates, state = optimizer.update(jax.grad(loss)(params), state)
     return optax.apply_updates(params, updates), state

@@ -1,12 +1,9 @@
 """The eval program lm_eval and the registered model, in the harness itself."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
+import programs
 import pytest
 
 torch = pytest.importorskip("torch", reason="the parity suite needs torch")
@@ -163,21 +160,16 @@ def test_unknown_tasks_are_met_with_suggestions(trained, tmp_path):
 def test_the_harness_command_line_has_the_model(trained, tmp_path):
   folder = write_tasks(tmp_path / "tasks", new_tokens=8)
   member = trained / "members" / "wd3-seed0"
-  command = [sys.executable, "-m", "wd_plasticity.interop.lm_eval_cli", "run", "--model",
-             "wd_plasticity", "--tasks", "nouns", "--limit", "2", "--include_path", str(folder),
-             "--output_path", str(tmp_path / "out"), "--model_args"]
-  def run_with(arguments):
-    return subprocess.run([*command, arguments], cwd=pathlib.Path(__file__).parents[2], text=True,
-                          env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True,
-                          timeout=300)
-  done = run_with(f"checkpoint={member},max_length=300")
-  assert done.returncode == 0, done.stderr
-  assert "acc_norm" in done.stdout
+  def run_with(arguments, expect=0):
+    return programs.run(
+        "wd_plasticity.interop.lm_eval_cli", "run", "--model", "wd_plasticity", "--tasks", "nouns",
+        "--limit", "2", "--include_path", folder, "--output_path", tmp_path / "out",
+        "--model_args", arguments, expect=expect)
+  assert "acc_norm" in run_with(f"checkpoint={member},max_length=300")
   (made,) = (tmp_path / "out").rglob("results_*.json")
   assert json.loads(made.read_text())["config"]["member"] == "wd3-seed0"
-  done = run_with(f"checkpoint={tmp_path / 'gone'}")
-  assert done.returncode == 2
-  assert done.stderr.splitlines()[-1].startswith("error: ") and "does not exist" in done.stderr
+  said = run_with(f"checkpoint={tmp_path / 'gone'}", expect=2)
+  assert said.splitlines()[-1].startswith("error: ") and "does not exist" in said
 
 
 def test_the_registered_model_opens_a_checkpoint(trained, tmp_path):

@@ -26,10 +26,9 @@ from collections.abc import Callable, Iterator
 
 import filelock
 import numpy as np
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
-from wd_plasticity import errors
+from wd_plasticity import cli
 from wd_plasticity.data import documents, sources, tokenizers
 from wd_plasticity.data import records as records_lib
 from wd_plasticity.errors import UserError
@@ -312,8 +311,7 @@ def _require_records(stats: dict, data) -> None:
 
 def main(argv) -> None:
   """Prepares the data of `--config`."""
-  if len(argv) > 1:
-    raise UserError(f"unknown argument {argv[1]!r}; flags start with --.")
+  del argv
   if _CONFIG.value is None:
     raise UserError("--config is missing; name a configuration file, like --config=configs/x.py.")
   data = _CONFIG.value.data
@@ -328,6 +326,6 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-  _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.")
+  _CONFIG = cli.define_config_flag()
   _CACHE_DIR = flags.DEFINE_string("cache_dir", "", "Folder of prepared data.")
-  app.run(lambda argv: errors.run(main, argv))
+  cli.run(main)

@@ -92,8 +92,7 @@ class Catalogue:
 
     if self._folder:
       own = TaskManager(include_path=str(self._folder), include_defaults=False)
-      entries = [own.task_index.get(name) for name in self._config.tasks]
-      if all(e is not None and e.kind.name == "TASK" for e in entries):
+      if all(_is_whole(own.task_index, name) for name in self._config.tasks):
         return own
     return TaskManager(include_path=str(self._folder) if self._folder else None)
 
@@ -265,6 +264,16 @@ def _cannot_load(name: str, error: Exception) -> str:
             "network can be reached, or give --config.include_path=FOLDER with a task of your own "
             "that names local files.")
   return f"the task {name} cannot be loaded ({type(error).__name__}: {words}); mend its YAML file."
+
+
+def _is_whole(index: Mapping[str, Any], name: str) -> bool:
+  """Whether a task, or every task of a group, is described by this index alone."""
+  entry = index.get(name)
+  if entry is None or entry.kind.name not in ("TASK", "GROUP"):
+    return False
+  members = (entry.cfg or {}).get("task")
+  return entry.kind.name == "TASK" or (
+      isinstance(members, list) and all(_is_whole(index, m) for m in _named(members)))
 
 
 def _named(members: Sequence) -> list[str]:
