@@ -35,12 +35,13 @@ slow: $(VENV)/core
 parity: $(VENV)/parity
 	$(PY) -m pytest tests/parity $(ARGS)
 
-nightly: $(VENV)/parity
-	$(PY) -m pytest tests tests/parity -m nightly $(ARGS)
+nightly: $(VENV)/core
+	$(PY) -m pytest -m nightly $(ARGS)
 
 coverage: $(VENV)/parity
 	$(PY) -m coverage erase
-	$(PY) -m coverage run -m pytest -n 0 tests tests/parity -m "not nightly" $(ARGS)
+	$(PY) -m coverage run -m pytest -m "not nightly" $(ARGS)
+	$(PY) -m coverage run -m pytest tests/parity $(ARGS)
 	$(PY) -m coverage combine
 	$(PY) -m coverage html -d docs/_build/coverage
 	$(PY) -m coverage report

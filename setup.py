@@ -13,7 +13,7 @@ CORE = [
     "filelock>=3.13,<4",
     "flax>=0.12,<0.13",
     "grain>=0.2.12,<0.3",
-    "jax>=0.10,<0.12",
+    "jax>=0.10,<0.13",
     "jinja2>=3.1.6,<4",
     "math-verify[antlr4_13_2]>=0.9,<0.10",
     "matplotlib>=3.9,<4",
@@ -37,8 +37,8 @@ CORE = [
 ]
 
 EXTRAS = {
-    "cuda": ["jax[cuda12]>=0.10,<0.12"],
-    "tpu": ["jax[tpu]>=0.10,<0.12"],
+    "cuda": ["jax[cuda12]>=0.10,<0.13"],
+    "tpu": ["jax[tpu]>=0.10,<0.13"],
     "tensorflow": ["tensorflow>=2.16"],
     "wandb": ["wandb>=0.19.10"],
     "lm_eval": ["lm-eval>=0.4.13,<0.5"],

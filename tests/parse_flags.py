@@ -1,6 +1,6 @@
 """Parses command lines of a program without running it: those of the documentation.
 
-  python tests/parse_flags.py MODULE < commands, one JSON list of arguments per line
+  python -m parse_flags MODULE FILE     one JSON list of arguments per line
 
 Prints a line for every command that the program would refuse.
 """
@@ -14,15 +14,16 @@ from wd_plasticity import cli
 from wd_plasticity.errors import UserError
 
 
-def main(module: str) -> None:
+def main(module: str, file: str) -> None:
   parse = cli._parse
   cli.run = lambda main: None  # what every program calls at its end
   sys.argv = [module]
+  sys.modules.pop(module, None)
   runpy.run_module(module, run_name="__main__")
   rewrite = list
   if module.startswith("launch."):
     from launch.command_line import as_config_flags as rewrite
-  for line in sys.stdin:
+  for line in open(file, encoding="utf-8"):
     arguments = json.loads(line)
     child = os.fork()  # flags can be parsed only once
     if not child:
@@ -37,4 +38,4 @@ def main(module: str) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv[1])
+  main(*sys.argv[1:])

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 
+import programs
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -94,7 +95,7 @@ def test_the_reference_describes_every_field(tmp_path):
 
 
 @pytest.mark.slow
-def test_commands_are_those_that_programs_take():
+def test_commands_are_those_that_programs_take(tmp_path):
   """Every flag and every field of every command exists and has a value of its type."""
   by_module = collections.defaultdict(list)
   for _, command in _all_commands():
@@ -109,11 +110,9 @@ def test_commands_are_those_that_programs_take():
   assert len(by_module) > 10
   refused = []
   for module, lines in by_module.items():
-    done = subprocess.run(
-        [sys.executable, "tests/parse_flags.py", module], cwd=ROOT, text=True, capture_output=True,
-        input="".join(json.dumps(a) + "\n" for a in lines), env=_environment())
-    assert done.returncode == 0, done.stderr
-    refused += done.stdout.splitlines()
+    file = tmp_path / module
+    file.write_text("".join(json.dumps(a) + "\n" for a in lines), encoding="utf-8")
+    refused += programs.run("parse_flags", module, file).splitlines()
   # A config of a page's own is written by the page.
   assert [r for r in refused if "runs/own_data" not in r] == []
 
@@ -136,6 +135,6 @@ def test_unmarked_commands_run(tmp_path):
         assert done.returncode == 0, f"{page.name}: {command}\n{done.stdout}\n{done.stderr}"
 
 
-def _environment(root=ROOT):
+def _environment(root):
   path = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
   return os.environ | {"PATH": path, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}

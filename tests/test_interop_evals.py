@@ -94,7 +94,7 @@ print(peak - before)
 '''
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not pathlib.Path("/proc/self/statm").exists(), reason="needs /proc")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_memory_stays_below_the_size_of_the_model(tmp_path, dtype):

@@ -281,7 +281,7 @@ def _finish(cluster, workdir):
   until(lambda: not cluster.queue(), lambda: "the end of the jobs\n" + _logs(workdir))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_stopped_in_three_ways_a_job_of_two_processes_gives_the_same_losses(
     cluster, tmp_path, corpus):
   config = launching.write_study(tmp_path, corpus)
@@ -318,7 +318,7 @@ def test_stopped_in_three_ways_a_job_of_two_processes_gives_the_same_losses(
   assert not list((stopped / "launch" / "slurm").glob(".first*"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_study_ends_in_its_report_though_a_member_is_a_mistake(cluster, tmp_path, corpus):
   points = (*launching.POINTS, {"model.num_heads": 3, "seed": 9})
   config = launching.write_study(tmp_path, corpus, points=points)

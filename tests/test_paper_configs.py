@@ -300,7 +300,7 @@ def _compile(run, devices):
   return plan, made, text
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
                     reason="libtpu, which compiles for TPUs without one, is not installed")
 @pytest.mark.parametrize("run, devices", [(r, names[0]) for r, names in SLICES.items()])

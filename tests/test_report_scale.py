@@ -12,7 +12,7 @@ TASKS = ("ag_news", "arc_challenge", "arc_easy", "boolq", "commonsenseqa", "embe
          "rotten_tomatoes", "sst2", "winogrande", "newsgroups")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_large_study_makes_a_page_of_less_than_20_megabytes(tmp_path):
   decays = [0.0, *(0.01 * 1.5**i for i in range(19))]
   synthetic_study.write(tmp_path / "w", decays, range(10), [10 * (i + 1) for i in range(30)], TASKS,
