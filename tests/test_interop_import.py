@@ -27,6 +27,8 @@ from wd_plasticity.interop import (
 from wd_plasticity.report import study
 
 FIELDS = transformers_config.config_to_transformers(model_directory.model_config(), 64)
+LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+              original_max_position_embeddings=32)
 
 
 def request(folder, workdir, **changes):
@@ -91,6 +93,71 @@ def test_tensors_of_two_dtypes_come_back_as_they_were(tmp_path):
   path, _ = run(tmp_path / "theirs", tmp_path / "w")
   out = export.export(path, tmp_path / "again", report=lambda line: None)
   assert_same_bits(tensors_of(out), written)
+
+
+@pytest.mark.parametrize("stored", ["both", "head"])
+def test_a_tied_head_that_is_stored(tmp_path, stored):
+  """Beside the embedding with equal numbers, or in its place: one matrix, written once."""
+  config = model_directory.model_config(tied_head=True)
+  wanted = model_directory.write(tmp_path / "a", config, ml_dtypes.bfloat16)
+  embedding = wanted["model.embed_tokens.weight"] = wanted[
+      "model.embed_tokens.weight"].astype(np.float32) + 2**-20
+  tensors = wanted | {"lm_head.weight": embedding}
+  if stored == "head":
+    del tensors["model.embed_tokens.weight"]
+  save_file(tensors, tmp_path / "a" / "model.safetensors")
+  path, _ = run(tmp_path / "a", tmp_path / "w")
+  [target], _ = targets.find([str(path)])
+  params = target.stored.load_params()
+  assert target.model.tied_head and "head" not in params
+  np.testing.assert_array_equal(params["embed"]["embedding"], embedding)
+  out = export.export(path, tmp_path / "b", report=lambda line: None)
+  assert_same_bits(tensors_of(out), wanted)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (-1, -1), (150, 3)])
+def test_one_number_of_a_tied_head_differs(tmp_path, monkeypatch, place):
+  monkeypatch.setattr(transformers_weights, "_ROWS", 7)
+  tensors = model_directory.write(tmp_path / "a", model_directory.model_config(tied_head=True))
+  embedding = tensors["model.embed_tokens.weight"]
+  tensors["lm_head.weight"] = embedding.copy()
+  tensors["lm_head.weight"][place] *= 1.001
+  with pytest.raises(UserError, match="lm_head.weight differs"):
+    transformers_weights.places_in(tensors, model_directory.model_config(tied_head=True))
+  save_file(tensors, tmp_path / "a" / "model.safetensors")
+  with pytest.raises(UserError, match="lm_head.weight differs") as error:
+    run(tmp_path / "a", tmp_path / "w")
+  assert "\n" not in str(error.value) and not (tmp_path / "w").exists()
+  tensors["lm_head.weight"] = embedding[:-1]
+  with pytest.raises(UserError, match="lm_head.weight differs"):
+    transformers_weights.places_in(tensors, model_directory.model_config(tied_head=True))
+
+
+def test_a_head_that_is_neither_stored_nor_tied(tmp_path):
+  tensors = model_directory.write(tmp_path / "a")
+  del tensors["lm_head.weight"]
+  save_file(tensors, tmp_path / "a" / "model.safetensors")
+  with pytest.raises(UserError, match="lacks the tensor lm_head.weight and its config.json"):
+    run(tmp_path / "a", tmp_path / "w")
+
+
+def test_a_scaling_that_was_added_to_an_export_of_ours(trained, tmp_path):
+  """An export has its positions in each of the places that releases of transformers read."""
+  out = export.export(trained / "members" / "wd3-seed0", tmp_path / "out", report=lambda line: None)
+  fields = json.loads((out / "config.json").read_text())
+  for changes, message in (
+      (dict(rope_scaling={"type": "linear", "factor": 4.0}), "uses rope scaling 'linear'"),
+      (dict(rope_scaling={"rope_type": "dynamic", "factor": 4.0}), "uses rope scaling 'dynamic'"),
+      (dict(rope_scaling=LLAMA3), "rope_scaling and rope_parameters .* contradict"),
+      (dict(rope_theta=5e5), "two bases of rotary positions")):
+    (out / "config.json").write_text(json.dumps(fields | changes))
+    with pytest.raises(UserError, match=message):
+      run(out, tmp_path / "w", weight_decay=None)
+  (out / "config.json").write_text(json.dumps(fields | dict(
+      rope_scaling=LLAMA3, rope_parameters=LLAMA3 | dict(rope_theta=fields["rope_theta"]))))
+  path, _ = run(out, tmp_path / "w", weight_decay=None)
+  [target], _ = targets.find([str(path)])
+  assert target.model.rope_scaling == (8.0, 1.0, 4.0, 32.0)
 
 
 def test_an_export_of_ours_comes_back_with_all_it_knows(trained, tmp_path):
@@ -190,6 +257,42 @@ def test_data_of_a_configuration(tmp_path, corpus):
     (dict(embedding_multiplier=12.0), "embedding_multiplier=12.0"),
     (dict(residual_multiplier=0.2), "residual_multiplier=0.2"),
     (dict(auto_map={"AutoModel": "m.M"}), "auto_map"),
+    (dict(is_causal=False), "uses is_causal=false"),
+    (dict(rope_scaling={"type": "linear", "factor": 4.0}), "rope scaling 'linear'"),
+    (dict(rope_scaling={"type": "dynamic", "factor": 4.0}), "rope scaling 'dynamic'"),
+    (dict(rope_scaling={"factor": 4.0}), "has factor=4.0, which rope_type='default' does"),
+    (dict(rope_scaling={"type": "linear", "rope_type": "default"}),
+     'rope_scaling .* says rope_type="default" and type="linear"'),
+    (dict(rope_scaling=LLAMA3), "rope_scaling and rope_parameters in config.json contradict"),
+    (dict(rope_scaling=LLAMA3, rope_parameters=LLAMA3 | dict(factor=2.0)), "contradict each other"),
+    (dict(rope_scaling=LLAMA3, rope_parameters=None, original_max_position_embeddings=16),
+     "says original_max_position_embeddings=16 and within rope_scaling 32"),
+    (dict(rope_scaling={"rope_type": "llama3", "factor": 8.0}, rope_parameters=None),
+     "rope_scaling .* lacks low_freq_factor"),
+    (dict(rope_scaling=[2.0]), r"rope_scaling=\[2.0\] .* is not an object"),
+    (dict(rope_theta=1234.0), "two bases .* rope_parameters.rope_theta=10000 and rope_theta=1234"),
+    (dict(rope_theta="1e4", rope_parameters=None), 'rope_theta="1e4" .* is not a number'),
+    (dict(rope_theta=None, rope_parameters=None), "rope_theta=null .* is not a number"),
+    (dict(rope_theta=float("inf"), rope_parameters=None), "rope_theta=Infinity .* not a number"),
+    (dict(rms_norm_eps=None), "rms_norm_eps=null .* is not a number"),
+    (dict(rms_norm_eps=True), "rms_norm_eps=true .* is not a number"),
+    (dict(hidden_act=None), "uses hidden_act=null"),
+    (dict(is_causal=None), "uses is_causal=null"),
+    (dict(tie_word_embeddings=None), "tie_word_embeddings=null .* is neither true nor false"),
+    (dict(tie_word_embeddings="false"), "tie_word_embeddings=.* is neither true nor false"),
+    (dict(tie_word_embeddings=True), "lm_head.weight differs from model.embed_tokens.weight"),
+    (dict(num_key_value_heads=0), "num_key_value_heads=0 is not a whole number above 0"),
+    (dict(head_dim=0), "head_dim=0 is not a whole number above 0"),
+    (dict(head_dim=8), r"has the shape \(40, 24\) and the configuration wants \(32, 24\)"),
+    (dict(vocab_size=None), "lacks a field that is needed, vocab_size"),
+    (dict(max_position_embeddings="64"), "max_position_embeddings='64' is not a whole number"),
+    (dict(layer_types=["full_attention"]), "num_hidden_layers=2 and has layer_types of 1"),
+    (dict(layer_types=[["full_attention"]] * 2), "uses layer_types"),
+    (dict(layer_types=2), "uses layer_types=2"),
+    (dict(sliding_window=8, use_sliding_window=None), "uses sliding_window=8"),
+    (dict(architectures=["LlamaForCausalLM", "MistralForCausalLM"]), "MistralForCausalLM, which"),
+    (dict(architectures="LlamaForCausalLM"), "LlamaForCausalLM, which is not known .* in a list"),
+    (dict(architectures=[["LlamaForCausalLM"]]), "which is not known"),
     (dict(mystery=3), "the field mystery=3, which is not known here .*--harmless=mystery"),
     (dict(model_type="olmo2"), "do not belong together"),
     (dict(architectures=["LlamaForSequenceClassification"]), "has no head for next tokens"),
@@ -210,8 +313,11 @@ def test_what_this_decoder_has_not_is_refused_by_name(tmp_path, changes, message
     dict(attention_bias=False, mlp_bias=False, pretraining_tp=2, use_cache=True, hidden_act="swish",
          sliding_window=None, layer_types=["full_attention"] * 2, quantization_config=None,
          logit_scale=1.0, transformers_version="4.40", bos_token_id=7, pad_token_id=None,
-         attention_dropout=0.1, unheard_of=None),
+         attention_dropout=0.1, unheard_of=None, is_causal=True,
+         original_max_position_embeddings=16),
     dict(use_sliding_window=False, sliding_window=4096),
+    dict(rope_scaling={}, rope_theta=None, num_key_value_heads=2, hidden_act="silu"),
+    dict(rope_scaling={"type": "default"}, rope_parameters={"rope_theta": 10_000}),
 ])
 def test_fields_that_change_nothing_pass(tmp_path, changes):
   model_directory.write(tmp_path / "a", **changes)

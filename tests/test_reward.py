@@ -217,6 +217,27 @@ def test_models_that_are_not_reward_models(tmp_path):
     reward.load_reward_model(tmp_path, one_device_mesh())
 
 
+@pytest.mark.parametrize("changes, message", [
+    (dict(id2label={"0": "bad", "1": "good"}), "with 2 label"),
+    (dict(num_labels=3), "with 3 label"),
+    (dict(id2label={"0": "LABEL_0"}, num_labels=2), "with 2 label"),
+    (dict(pad_token_id="2"), "pad_token_id='2' .* is not a token"),
+    (dict(model_type="olmo2"), "do not belong together"),
+    (dict(rope_theta=500.0, rope_parameters={"rope_type": "default", "rope_theta": 500.0}),
+     "rope_scaling and rope_parameters .* contradict"),
+    (dict(rope_scaling={"type": "linear", "factor": 2.0}), "rope scaling 'linear'"),
+    (dict(is_causal=False), "is_causal=false"),
+])
+def test_a_config_that_contradicts_itself_or_the_head(directory, tmp_path, changes, message):
+  folder = tmp_path / "model"
+  shutil.copytree(directory, folder)
+  fields = json.loads((folder / "config.json").read_text())
+  (folder / "config.json").write_text(json.dumps(fields | changes))
+  with pytest.raises(UserError, match=message) as error:
+    reward.load_reward_model(folder, one_device_mesh())
+  assert "\n" not in str(error.value)
+
+
 def test_scores_that_cannot_be(tmp_path):
   tensors = reward_directory.write(tmp_path)
   tensors["score.weight"][0, 0] = np.nan

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import reward_directory
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from wd_plasticity.config import default_config
 from wd_plasticity.errors import UserError
@@ -50,6 +50,49 @@ def test_tensors_come_as_they_were_written(tmp_path, sharded, dtype):
     assert tensors[name].dtype == dtype
     np.testing.assert_array_equal(tensors[name], array)
   assert "model.layers.9.mlp.up_proj.weight" not in tensors
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_files_without_their_index(tmp_path, files):
+  written = reward_directory.write(tmp_path)
+  if files == 1:
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00001.safetensors")
+  else:
+    write_shards(tmp_path, written)
+    (tmp_path / INDEX).unlink()
+  _, tensors = transformers_files.read_directory(tmp_path)
+  assert sorted(tensors) == sorted(written)
+  for name, array in written.items():
+    np.testing.assert_array_equal(tensors[name], array)
+
+
+def test_a_tensor_that_the_index_does_not_name(tmp_path):
+  """transformers reads all that the files hold."""
+  written = reward_directory.write(tmp_path)
+  write_shards(tmp_path, written)
+  index = json.loads((tmp_path / INDEX).read_text())
+  del index["weight_map"]["model.norm.weight"]
+  (tmp_path / INDEX).write_text(json.dumps(index))
+  _, tensors = transformers_files.read_directory(tmp_path)
+  np.testing.assert_array_equal(tensors["model.norm.weight"], written["model.norm.weight"])
+
+
+def test_tables_of_positions_are_passed_over(tmp_path):
+  """Old files keep one for each layer, in any dtype; transformers computes them anew."""
+  written = reward_directory.write(tmp_path)
+  extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.full(4, 0.5)}
+  save_file(written | extra, tmp_path / "model.safetensors")
+  fields, tensors = transformers_files.read_directory(tmp_path)
+  section = default_config().model
+  section.update(transformers_config.section_from_transformers(fields))
+  config = ModelConfig.from_section(section, 0)
+  places = transformers_weights.places_in(tensors, config, score_head=True)
+  assert sorted(p.tensor for p in places) == sorted(written)
+  save_file(written | {"model.inv_freq_of_another": np.ones(4, np.float32)},
+            tmp_path / "model.safetensors")
+  with pytest.raises(UserError, match="no place for, such as model.inv_freq_of_another"):
+    transformers_weights.places_in(transformers_files.read_directory(tmp_path)[1], config,
+                                   score_head=True)
 
 
 def test_parameters_are_made_one_at_a_time(tmp_path):
@@ -132,9 +175,27 @@ def damage_empty_index(folder, tensors):
   (folder / INDEX).write_text(json.dumps({"weight_map": ["a"]}))
 
 
-def damage_dtype(folder, tensors):
-  tensors["model.norm.weight"] = np.zeros(32, np.int8)
-  save_file(tensors, folder / "model.safetensors")
+def damage_dtype(dtype):
+  def damage(folder, tensors):
+    tensors["model.norm.weight"] = np.zeros(32, dtype)
+    save_file(tensors, folder / "model.safetensors")
+  return damage
+
+
+def damage_set(folder, tensors):
+  (folder / write_shards(folder, tensors)[0]).unlink()
+  (folder / INDEX).unlink()
+
+
+def damage_twice(folder, tensors):
+  shards = write_shards(folder, tensors)
+  for shard in shards:
+    save_file(load_file(folder / shard) | {"model.norm.weight": np.zeros(32, np.float32)},
+              folder / shard)
+
+
+def add_adapter(folder, _):
+  (folder / "adapter_config.json").write_text("{}")
 
 
 def write_config(folder, text):
@@ -149,10 +210,17 @@ def write_config(folder, text):
     (damage_shard_content, "model-00001-of-00002.safetensors lacks the tensor"),
     (damage_index, "which is outside of its directory"),
     (damage_empty_index, "names no tensors"),
-    (damage_dtype, "model.norm.weight in .* is stored as I8"),
+    (damage_dtype(np.int8), "norm.weight in .* is stored as I8; .* save the model unquantized"),
+    (damage_dtype(np.int64), "model.norm.weight in .* is stored as I64; only BF16, F16, F32 are"),
+    (damage_dtype(np.float64), "is stored as F64, which .*; save the model in one of float32, "),
+    (damage_set, "has no model.safetensors.index.json and not every file .* model-00002-of-00002"),
+    (damage_twice, "norm.weight stands in model-00001-of-00002.* and in model-00002-of-00002"),
+    (add_adapter, "holds an adapter .* merge it"),
     (lambda f, _: (f / "model.safetensors").unlink(), "has neither model.safetensors nor"),
     (lambda f, _: (f / "config.json").unlink(), "has no config.json"),
     (lambda f, _: write_config(f, "{"), "config.json is not JSON"),
+    (lambda f, _: write_config(f, '{"a":' * 99_999), "config.json is not JSON"),
+    (lambda f, _: (f / "config.json").unlink() or (f / "config.json").mkdir(), "cannot be read"),
     (lambda f, _: write_config(f, "[]"), "does not hold a JSON object"),
     (lambda f, _: write_config(f, "{}"), "architecture None, which is not known"),
     (lambda f, _: write_config(f, '{"architectures": ["MambaForCausalLM"]}'), "MambaForCausalLM"),

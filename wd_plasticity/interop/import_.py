@@ -106,8 +106,7 @@ def import_model(request: Request, report: Callable[[str], None] = print) -> pat
   config["model"] |= model_section
   model = ModelConfig.from_section(config["model"], model_section["vocab_size"])
   _check_tokenizer(tokenizer, model, source)
-  places = transformers_weights.places(model)
-  transformers_weights.check_names(tensors, places, model)
+  places = transformers_weights.places_in(tensors, model)
   for place in places:
     transformers_weights.check_shape(place, tensors.stored(place.tensor).shape)
   if fields.get("attention_dropout"):
@@ -116,7 +115,8 @@ def import_model(request: Request, report: Callable[[str], None] = print) -> pat
   for note in notes:
     report(f"note: {note}")
   data_fingerprint = _data_fingerprint(request, own, config, tokenizer, workdir, report)
-  meta = _meta(request, own, fields, tensors, config, model, tokenizer, data_fingerprint, source)
+  meta = _meta(request, own, fields, tensors, places, config, model, tokenizer, data_fingerprint,
+               source)
   path = directory / "checkpoints" / str(meta["step"])
   if _is_there(path, meta):
     report(f"{path} holds this model already; nothing was done.")
@@ -148,11 +148,7 @@ def _model_section(fields: Mapping[str, Any], request: Request) -> dict[str, Any
   if architecture not in transformers_config.CAUSAL.values():
     raise UserError(f"{request.model} holds a {architecture}, which scores texts and has no head "
                     "for next tokens; name it as the reward_model of configs/finetune.py instead.")
-  section = transformers_config.section_from_transformers(fields, request.harmless)
-  if transformers_config.CAUSAL[fields["model_type"]] != architecture:
-    raise UserError(f"The config.json of {request.model} says model_type={fields['model_type']!r} "
-                    f"and the architecture {architecture}, which do not belong together.")
-  return section
+  return transformers_config.section_from_transformers(fields, request.harmless)
 
 
 def _own_record(source: pathlib.Path) -> dict[str, Any]:
@@ -232,11 +228,14 @@ def _data_fingerprint(request, own, config, tokenizer, workdir, report) -> str:
   return prepare.prepare(ConfigDict(config["data"]), cache, report).fingerprint
 
 
-def _meta(request, own, fields, tensors, config, model, tokenizer, data_fingerprint, source):
+def _meta(request, own, fields, tensors, places, config, model, tokenizer, data_fingerprint,
+          source):
   """What the checkpoint says of itself, as of pretraining (training/loop.py)."""
   step = request.step or own.get("step", 1)
   tokens = request.tokens if request.tokens is not None else own.get("tokens", 0)
-  dtypes = {name: transformers_files.DTYPES[tensors.stored(name).dtype] for name in tensors}
+  exported = transformers_weights.places(model)  # a tied head may be stored by another name
+  dtypes = {to.tensor: transformers_files.DTYPES[tensors.stored(place.tensor).dtype]
+            for to, place in zip(exported, places, strict=True)}
   usual = max(sorted(set(dtypes.values())), key=list(dtypes.values()).count)
   return {
       "member": request.name, "step": step, "steps": max(step, own.get("steps", step)),

@@ -62,7 +62,7 @@ def read_model(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Any]]:
       "down": (num_layers, width, ffn_width),
       "up": (num_layers, ffn_width, width),
       "final_norm": (width,),
-      "rope": (2, length, head_dim // 2),  # tables that the reader can make itself
+      "rope": (2, length, head_dim // 2),  # tables that run.c passes over too
   }
   if not config.tied_head:
     shapes["head"] = (config.vocab_size, width)
@@ -182,3 +182,5 @@ def _read(path) -> bytes:
       return file.read()
   except FileNotFoundError:
     raise UserError(f"There is no file {path}.") from None
+  except OSError as e:
+    raise UserError(f"{path} cannot be read ({e.strerror}).") from e

@@ -2,27 +2,36 @@
 
 A field of a config.json is used, harmless (it does not enter the computation of logits), or
 must have the value at which the computation is that of this decoder. Any other is refused
-by name: an unknown field could be one that changes the computation.
+by name: an unknown field could be one that changes the computation. Fields that contradict
+each other are refused too, since releases of transformers differ in which they believe.
 """
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from wd_plasticity.errors import UserError
 from wd_plasticity.models.config import ModelConfig
 
 MODEL_TYPES = ("llama", "olmo2")
 CAUSAL = {"llama": "LlamaForCausalLM", "olmo2": "Olmo2ForCausalLM"}
+_TYPE_OF = {"LlamaForCausalLM": "llama", "LlamaForSequenceClassification": "llama",
+            "Olmo2ForCausalLM": "olmo2"}
+_LENGTH, _THETA = 2048, 10_000.0  # max_position_embeddings and rope_theta where they are absent
 
 # `ModelConfig.rope_scaling` in transformers' words, for rope_type "llama3".
 _LLAMA3_SCALING = ("factor", "low_freq_factor", "high_freq_factor",
                    "original_max_position_embeddings")
 
+# Where rotary positions stand beside `rope_theta`: before and since transformers 5, which
+# believes the first that is there.
+_ROPE_PLACES = ("rope_scaling", "rope_parameters")
+
 _USED = frozenset("""
 model_type architectures vocab_size hidden_size intermediate_size num_hidden_layers
 num_attention_heads num_key_value_heads head_dim rms_norm_eps tie_word_embeddings rope_theta
-rope_scaling rope_parameters max_position_embeddings
+rope_scaling rope_parameters max_position_embeddings original_max_position_embeddings
+sliding_window use_sliding_window layer_types
 """.split())
 
 # What transformers or its users write beside the computation: how it is loaded, trained,
@@ -64,7 +73,9 @@ _NEUTRAL: dict[str, tuple] = {
     "auto_map": (),  # code that comes with the model
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
+    "is_causal": (True,),
 }
+_NULL_COUNTS = ("hidden_act", "is_causal")  # there, null is not as if the field were absent
 
 
 def family(config: ModelConfig) -> str:
@@ -114,8 +125,9 @@ def config_to_transformers(config: ModelConfig, length: int) -> dict[str, Any]:
   rope: dict[str, Any] = {"rope_type": "default"}
   if config.rope_scaling:
     numbers = dict(zip(_LLAMA3_SCALING, config.rope_scaling, strict=True))
-    rope = {"rope_type": "llama3", **numbers,
-            "original_max_position_embeddings": int(config.rope_scaling[-1])}
+    original = config.rope_scaling[-1]
+    rope = {"rope_type": "llama3", **numbers, "original_max_position_embeddings":
+            int(original) if original.is_integer() else original}
   return {
       "model_type": family(config),
       "architectures": [architecture(config)],
@@ -151,51 +163,60 @@ def section_from_transformers(fields: Mapping[str, Any],
 
   Raises:
     UserError: the model is of another type, uses what this decoder has not (biases, a
-      sliding window, another scaling of rotary positions than that of Llama 3.1, ...), or
-      has a field that is not known here.
+      sliding window, another scaling of rotary positions than that of Llama 3.1, ...), has a
+      field that is not known here, or fields that contradict each other.
   """
   model_type = fields.get("model_type")
   if model_type not in MODEL_TYPES:
     raise UserError(f"model_type={model_type!r} is not known here; it can be llama or olmo2.")
-  rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-  if not isinstance(rope, Mapping):
-    raise UserError(f"The rotary positions {rope!r} in config.json are not an object; copy it "
-                    "again.")
-  scaling = rope.get("rope_type", rope.get("type", "default"))
-  _refuse(fields, rope, scaling, model_type)
+  for architecture in fields.get("architectures") or ():
+    if _TYPE_OF.get(str(architecture)) != model_type:
+      raise UserError(f"The config.json says model_type={model_type!r} and the architecture "
+                      f"{architecture}, which do not belong together.")
+  _refuse(fields, model_type)
   _refuse_unknown(fields, model_type, frozenset(harmless))
-  try:
-    return _section(fields, model_type, rope, scaling)
-  except (KeyError, TypeError, ValueError) as e:
-    raise UserError(f"The config.json of this {model_type} model lacks a field or has a wrong one "
-                    f"({type(e).__name__}: {e}); copy it again.") from e
+  theta, scaling = _rope(fields, model_type)
+  heads = _whole(fields, "num_attention_heads")
+  _whole(fields, "max_position_embeddings", _LENGTH)
+  return dict(
+      num_layers=_whole(fields, "num_hidden_layers"),
+      width=_whole(fields, "hidden_size"),
+      num_heads=heads,
+      num_kv_heads=_whole(fields, "num_key_value_heads", heads),
+      head_dim=_whole(fields, "head_dim", 0),
+      ffn_width=_whole(fields, "intermediate_size"),
+      vocab_size=_whole(fields, "vocab_size"),
+      norm_position="pre" if model_type == "llama" else "post",
+      qk_norm=model_type == "olmo2",
+      rope_theta=theta,
+      norm_eps=_number("rms_norm_eps", fields.get(
+          "rms_norm_eps", 1e-6 if model_type == "llama" else 1e-5)),
+      tied_head=_tied(fields),
+      rope_scaling=scaling,
+  )
 
 
-def _refuse(fields: Mapping, rope: Mapping, scaling: Any, model_type: str) -> None:
+def _refuse(fields: Mapping, model_type: str) -> None:
   """Raises for what is known to change the computation."""
-  window = fields.get("sliding_window") if fields.get("use_sliding_window", True) else None
-  layer_types = fields.get("layer_types") or ()
-  used = {name: value for name, allowed in _NEUTRAL.items()
-          if (value := fields.get(name)) is not None and value not in allowed}
-  if scaling not in ("default", "llama3"):
-    used[f"rope scaling {scaling!r}"] = None
-  if any(isinstance(value, Mapping) for value in rope.values()):
-    used["rope_parameters by layer type"] = None
-  if rope.get("partial_rotary_factor", 1) != 1:
-    used["partial rotary positions"] = None
-  if window is not None:
-    used["sliding_window"] = window
-  if set(layer_types) - {"full_attention"}:
-    used["layer_types"] = sorted(set(map(str, layer_types)))
-  for name, value in used.items():
-    shown = "" if value is None else f"={_short(value)}"
-    raise UserError(f"This {model_type} model uses {name}{shown}, which the decoder here does not "
-                    "have.")
+  for name, allowed in _NEUTRAL.items():
+    value = fields.get(name)
+    null_counts = name in fields and name in _NULL_COUNTS
+    if (value is not None or null_counts) and value not in allowed:
+      _not_here(model_type, f"{name}={_short(value)}")
+  window = fields.get("sliding_window")
+  if window is not None and fields.get("use_sliding_window", True) is not False:
+    _not_here(model_type, f"sliding_window={_short(window)}")
+  layers, types = fields.get("num_hidden_layers"), fields.get("layer_types")
+  if types is not None and (not isinstance(types, list) or
+                            any(kind != "full_attention" for kind in types)):
+    _not_here(model_type, f"layer_types={_short(types)}")
+  if types is not None and len(types) != layers:
+    raise UserError(f"The config.json says num_hidden_layers={_short(layers)} and has layer_types "
+                    f"of {len(types)} layers; copy it again.")
 
 
 def _refuse_unknown(fields: Mapping, model_type: str, harmless: frozenset[str]) -> None:
-  known = _USED | _HARMLESS | set(_NEUTRAL) | harmless | {
-      "sliding_window", "use_sliding_window", "layer_types"}
+  known = _USED | _HARMLESS | set(_NEUTRAL) | harmless
   for name, value in fields.items():
     if name not in known and value not in (None, False, "", [], {}):
       raise UserError(
@@ -204,35 +225,93 @@ def _refuse_unknown(fields: Mapping, model_type: str, harmless: frozenset[str]) 
           f"copy of the file or import with --harmless={name}.")
 
 
-def _section(fields, model_type, rope, scaling) -> dict[str, Any]:
-  def whole(name, default=None):
-    value = fields[name] if default is None else fields.get(name) or default
-    if not isinstance(value, int) or isinstance(value, bool):
-      raise TypeError(f"{name}={value!r} is not a whole number")
-    return value
+def _rope(fields: Mapping, model_type: str) -> tuple[float, tuple[float, ...]]:
+  """`ModelConfig.rope_theta` and `rope_scaling`, on which all places must agree."""
+  given = {name: fields[name] for name in _ROPE_PLACES if fields.get(name) not in (None, {})}
+  scalings = {name: _scaling(name, rope, model_type) for name, rope in given.items()}
+  if len(set(scalings.values())) > 1:
+    raise UserError(
+        "rope_scaling and rope_parameters in config.json contradict each other, and transformers "
+        "4 and 5 differ in which they read; keep the right one in a copy of the file.")
+  scaling = next(iter(scalings.values()), ())
+  first = next(iter(given), None)
+  if first and "rope_theta" in given[first]:  # in the order of transformers 5
+    place, theta = f"{first}.rope_theta", given[first]["rope_theta"]
+  elif "rope_theta" in fields:
+    place, theta = "rope_theta", fields["rope_theta"]
+  else:
+    place, theta = "its default", _THETA
+  theta = _number(place, theta)
+  others = {f"{name}.rope_theta": rope.get("rope_theta") for name, rope in given.items()}
+  for other, value in ({"rope_theta": fields.get("rope_theta")} | others).items():
+    if value is not None and _number(other, value) != theta:
+      raise UserError(f"The config.json has two bases of rotary positions, {place}={theta:g} and "
+                      f"{other}={value:g}; keep the right one in a copy of the file.")
+  original = fields.get("original_max_position_embeddings")
+  if scaling and original not in (None, scaling[-1]):
+    raise UserError(f"The config.json says original_max_position_embeddings={_short(original)} and "
+                    f"within {first} {scaling[-1]:g}; keep the right one in a copy of "
+                    "the file.")
+  return theta, scaling
 
-  heads = whole("num_attention_heads")
-  theta = rope.get("rope_theta")
-  theta = fields.get("rope_theta") if theta is None else theta
-  epsilon = fields.get("rms_norm_eps")
-  if epsilon is None:
-    epsilon = 1e-6 if model_type == "llama" else 1e-5
-  return dict(
-      num_layers=whole("num_hidden_layers"),
-      width=whole("hidden_size"),
-      num_heads=heads,
-      num_kv_heads=whole("num_key_value_heads", heads),
-      head_dim=whole("head_dim", 0) if fields.get("head_dim") else 0,
-      ffn_width=whole("intermediate_size"),
-      vocab_size=whole("vocab_size"),
-      norm_position="pre" if model_type == "llama" else "post",
-      qk_norm=model_type == "olmo2",
-      rope_theta=float(10_000.0 if theta is None else theta),
-      norm_eps=float(epsilon),
-      tied_head=bool(fields.get("tie_word_embeddings", False)),
-      rope_scaling=tuple(float(rope[name]) for name in _LLAMA3_SCALING)
-      if scaling == "llama3" else (),
-  )
+
+def _scaling(name: str, rope: Any, model_type: str) -> tuple[float, ...]:
+  """`ModelConfig.rope_scaling` of one place; raises for what this decoder does not have."""
+  if not isinstance(rope, Mapping):
+    raise UserError(f"{name}={_short(rope)} in config.json is not an object; copy it again.")
+  kind = rope.get("rope_type", rope.get("type", "default"))
+  if rope.get("type", kind) not in (None, kind):
+    raise UserError(f"{name} in config.json says rope_type={_short(kind)} and "
+                    f"type={_short(rope['type'])}; keep the right one in a copy of the file.")
+  if any(isinstance(value, Mapping) for value in rope.values()):
+    _not_here(model_type, f"{name} by layer type")
+  if kind not in ("default", "llama3"):
+    _not_here(model_type, f"rope scaling {kind!r}")
+  if rope.get("partial_rotary_factor", 1) != 1:
+    _not_here(model_type, "partial rotary positions")
+  used = _LLAMA3_SCALING if kind == "llama3" else ()
+  for key, value in rope.items():
+    if value is not None and key not in ("rope_type", "type", "rope_theta",
+                                         "partial_rotary_factor", *used):
+      raise UserError(f"{name} in config.json has {key}={_short(value)}, which rope_type={kind!r} "
+                      "does not use; name the rope_type that is meant, or remove it from a copy of "
+                      "the file.")
+  if lacking := [key for key in used if rope.get(key) is None]:
+    raise UserError(f"{name} in config.json lacks {lacking[0]}, which rope_type={kind!r} needs; "
+                    "copy it again.")
+  return tuple(_number(f"{name}.{key}", rope[key]) for key in used)
+
+
+def _not_here(model_type: str, what: str) -> NoReturn:
+  raise UserError(f"This {model_type} model uses {what}, which the decoder here does not have.")
+
+
+def _whole(fields: Mapping, name: str, default: int | None = None) -> int:
+  """A whole number above 0; absent and null are the default."""
+  value = fields.get(name)
+  if value is None and default is not None:
+    return default
+  if value is None:
+    raise UserError(f"The config.json lacks a field that is needed, {name}; copy it again.")
+  if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    raise UserError(f"{name}={value!r} is not a whole number above 0, in config.json; copy it "
+                    "again.")
+  return value
+
+
+def _number(name: str, value: Any) -> float:
+  if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e300:
+    raise UserError(f"{name}={_short(value)} in config.json is not a number above 0; copy it "
+                    "again.")
+  return float(value)
+
+
+def _tied(fields: Mapping) -> bool:
+  value = fields.get("tie_word_embeddings", False)
+  if not isinstance(value, bool):
+    raise UserError(f"tie_word_embeddings={_short(value)} in config.json is neither true nor "
+                    "false; write which it is in a copy of the file.")
+  return value
 
 
 def _short(value: Any) -> str:

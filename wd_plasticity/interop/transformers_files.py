@@ -20,6 +20,8 @@ ARCHITECTURES = ("LlamaForCausalLM", "Olmo2ForCausalLM", "LlamaForSequenceClassi
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # safetensors' name to numpy's
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_SHARDS = "model-*-of-*.safetensors"
+_ADAPTER = "adapter_config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +68,9 @@ def read_directory(path: str | os.PathLike) -> tuple[dict[str, Any], Tensors]:
   """A model that transformers' `save_pretrained` has written.
 
   Args:
-    path: the directory, with config.json and model.safetensors, or
-      model.safetensors.index.json and the files it names.
+    path: the directory, with config.json and model.safetensors, or several files
+      model-00001-of-00003.safetensors and the index that names them, which is not needed
+      where all are there.
 
   Returns:
     The fields of config.json, and the tensors by transformers' names. All files are checked
@@ -81,27 +84,31 @@ def read_directory(path: str | os.PathLike) -> tuple[dict[str, Any], Tensors]:
   if not path.is_dir():
     raise UserError(f"There is no directory {path}; give one that transformers' "
                     "save_pretrained has written.")
+  if (path / _ADAPTER).exists():
+    raise UserError(f"{path} holds an adapter ({_ADAPTER}), which is not read here; merge it into "
+                    "its model, as merge_and_unload() of peft does, and save that.")
   fields = read_json(path / "config.json")
-  architecture = (fields.get("architectures") or [None])[0]
+  named = fields.get("architectures")
+  architecture = named[0] if isinstance(named, list) and named else None
   if architecture not in ARCHITECTURES:
-    raise UserError(f"{path} holds the architecture {architecture}, which is not known here; it "
-                    f"can be {', '.join(ARCHITECTURES)}.")
-  if (path / _SINGLE).exists():
-    files = _headers(path / _SINGLE)
-  elif (path / _INDEX).exists():
-    files = _open_shards(path)
-  elif any(path.glob("pytorch_model*.bin*")):
-    raise UserError(
-        f"{path} has only pickle files (pytorch_model.bin), which can run any code and are not "
-        "read here; load it with transformers where you trust it and write it again by "
-        "save_pretrained(..., safe_serialization=True).")
-  else:
-    raise UserError(f"{path} has neither {_SINGLE} nor {_INDEX}.")
+    raise UserError(f"{path} holds the architecture {architecture or named}, which is not known "
+                    f"here; it can be {', '.join(ARCHITECTURES)}, in a list.")
+  files = _files(path)
   for name, stored in files.items():
-    if stored.dtype not in DTYPES:
-      raise UserError(f"The tensor {name} in {path} is stored as {stored.dtype}; only "
-                      f"{', '.join(DTYPES)} are read, so save the model unquantized.")
+    if stored.dtype in DTYPES or is_buffer(name):
+      continue
+    what = f"The tensor {name} in {path} is stored as {stored.dtype}"
+    if stored.dtype == "F64":
+      raise UserError(f"{what}, which the float32 of a checkpoint does not hold; save the model in "
+                      "one of float32, bfloat16 and float16.")
+    raise UserError(f"{what}; only {', '.join(DTYPES)} are read, so save the model unquantized, or "
+                    "without it if it is no weight.")
   return fields, Tensors(files)
+
+
+def is_buffer(name: str) -> bool:
+  """Whether a tensor is a table that transformers computes itself and does not read."""
+  return name.endswith("rotary_emb.inv_freq")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -115,7 +122,9 @@ def read_json(path: Path) -> dict[str, Any]:
   except FileNotFoundError:
     raise UserError(f"{path.parent} has no {path.name}; give a directory that transformers' "
                     "save_pretrained has written.") from None
-  except ValueError as e:
+  except OSError as e:
+    raise UserError(f"{path} cannot be read ({e.strerror}).") from e
+  except (ValueError, RecursionError) as e:
     raise UserError(f"{path} is not JSON ({e}); copy it again.") from e
   if not isinstance(value, dict):
     raise UserError(f"{path} does not hold a JSON object; copy it again.")
@@ -140,7 +149,28 @@ def _headers(path: Path) -> dict[str, Stored]:
   return found
 
 
-def _open_shards(path: Path) -> dict[str, Stored]:
+def _files(path: Path) -> dict[str, Stored]:
+  """What the safetensors files of a directory hold."""
+  if (path / _SINGLE).exists():
+    return _headers(path / _SINGLE)
+  if (path / _INDEX).exists():
+    return _indexed(path)
+  found = sorted(p.name for p in path.glob(_SHARDS))
+  if found and found == [f"model-{i + 1:05}-of-{len(found):05}.safetensors"
+                         for i in range(len(found))]:
+    return _merged(path, {shard: _headers(path / shard) for shard in found})
+  if found:
+    raise UserError(f"{path} has no {_INDEX} and not every file of {_SHARDS}, but "
+                    f"{', '.join(found[:3])}; copy it again.")
+  if any(path.glob("pytorch_model*.bin*")):
+    raise UserError(
+        f"{path} has only pickle files (pytorch_model.bin), which can run any code and are not "
+        "read here; load it with transformers where you trust it and write it again by "
+        "save_pretrained(..., safe_serialization=True).")
+  raise UserError(f"{path} has neither {_SINGLE} nor {_INDEX}.")
+
+
+def _indexed(path: Path) -> dict[str, Stored]:
   """What the files of a model in several hold, by its index."""
   places = read_json(path / _INDEX).get("weight_map")
   if not (isinstance(places, dict) and places and
@@ -154,8 +184,20 @@ def _open_shards(path: Path) -> dict[str, Stored]:
       raise UserError(f"{path} lacks {shard}, one of the {len(set(places.values()))} files that "
                       f"{_INDEX} names; copy it again.")
     shards[shard] = _headers(path / shard)
-  for shard, held in shards.items():
-    for name in (name for name, place in places.items() if place == shard and name not in held):
+  for name, shard in places.items():
+    if name not in shards[shard]:
       raise UserError(f"{path / shard} lacks the tensor {name} that {_INDEX} places there; copy "
                       "both again.")
-  return {name: shards[shard][name] for name, shard in places.items()}
+  return _merged(path, shards)
+
+
+def _merged(path: Path, shards: Mapping[str, Mapping[str, Stored]]) -> dict[str, Stored]:
+  """All tensors of all files, as transformers reads them: also those that no index names."""
+  files: dict[str, Stored] = {}
+  for shard, held in shards.items():
+    for name, stored in held.items():
+      if name in files:
+        raise UserError(f"The tensor {name} stands in {files[name].path.name} and in {shard} of "
+                        f"{path}, so it is not clear which is the model's; copy it again.")
+      files[name] = stored
+  return files

@@ -13,7 +13,11 @@ import numpy as np
 
 from wd_plasticity.errors import UserError
 from wd_plasticity.interop.transformers_config import family
+from wd_plasticity.interop.transformers_files import Tensors, is_buffer
 from wd_plasticity.models.config import ModelConfig
+
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_ROWS = 2048  # of a matrix that are compared at once
 
 _ATTENTION_AND_FEED_FORWARD = {
     "self_attn.q_proj.weight": "attention/query/kernel",
@@ -70,12 +74,12 @@ def places(config: ModelConfig, *, score_head: bool = False) -> list[Place]:
     UserError: as `transformers_config.family`.
   """
   width, vocab = config.width, config.vocab_size
-  single = [Place("model.embed_tokens.weight", "embed/embedding", None, (vocab, width), False),
+  single = [Place(_EMBEDDING, "embed/embedding", None, (vocab, width), False),
             Place("model.norm.weight", "final_norm/scale", None, (width,), False)]
   if score_head:
     single.append(Place("score.weight", "score/kernel", None, (1, width), True))
   elif not config.tied_head:
-    single.append(Place("lm_head.weight", "head/kernel", None, (vocab, width), True))
+    single.append(Place(_HEAD, "head/kernel", None, (vocab, width), True))
   shapes = _layer_shapes(config)
   return single + [
       Place(f"model.layers.{i}.{theirs}", f"layers/{ours}", i, shapes[ours][::-1],
@@ -92,27 +96,65 @@ def parameter_shapes(wanted: Iterable[Place]) -> dict[str, tuple[int, ...]]:
   return shapes
 
 
-def check_names(given: Iterable[str], wanted: Iterable[Place], config: ModelConfig) -> None:
-  """Refuses tensors that do not make up this model.
+def places_in(tensors: Mapping[str, Any], config: ModelConfig, *,
+              score_head: bool = False) -> list[Place]:
+  """`places`, by the tensors of a checkpoint that hold them.
+
+  Where embedding and head are one matrix, either may be the one that is stored.
 
   Args:
-    given: transformers' names. `lm_head.weight` beside a tied head and buffers (`inv_freq`)
-      are passed over.
-    wanted: as of `places`.
+    tensors: transformers' names to arrays, or `transformers_files.Tensors`. Passed over are a
+      second copy of a matrix that is embedding and head, any head beside `score_head`, and
+      buffers.
     config: the sizes.
+    score_head: as in `from_transformers`.
 
   Raises:
-    UserError: naming a tensor that is missing or has no place.
+    UserError: naming a tensor that is missing or has no place, or a head that is tied by
+      `config` but has numbers of its own.
   """
-  passed_over = {"lm_head.weight"} if config.tied_head else set()
-  given = {name for name in given if not name.endswith("inv_freq")} - passed_over
-  wanted = [p.tensor for p in wanted]
-  if missing := [name for name in wanted if name not in given]:
+  wanted = places(config, score_head=score_head)
+  given = {name for name in tensors if not is_buffer(name)}
+  if config.tied_head and _HEAD in given:
+    if score_head or _EMBEDDING in given:
+      given.remove(_HEAD)
+      if not score_head and not _equal(tensors, _EMBEDDING, _HEAD):
+        raise UserError(
+            f"The config.json says tie_word_embeddings=true, but {_HEAD} differs from {_EMBEDDING}:"
+            " transformers 4 takes the embedding for the head and 5 takes the tensor; set it to "
+            f"false in a copy of config.json to use the tensor, or remove {_HEAD} from the file.")
+    else:
+      wanted = [dataclasses.replace(p, tensor=_HEAD) if p.tensor == _EMBEDDING else p
+                for p in wanted]
+  missing = [p.tensor for p in wanted if p.tensor not in given]
+  if missing == [_HEAD] and not config.tied_head:
+    raise UserError(
+        f"The checkpoint lacks the tensor {_HEAD} and its config.json does not say "
+        "tie_word_embeddings=true; say so in a copy of it if the embedding is the head, or copy "
+        "the model again.")
+  if missing:
     raise UserError(f"The checkpoint lacks the tensor {missing[0]}; is its model_type "
                     f"{family(config)!r} and has it {config.num_layers} layers?")
-  if left := sorted(given.difference(wanted)):
+  if left := sorted(given.difference(p.tensor for p in wanted)):
     raise UserError(f"The checkpoint has {len(left)} tensors that this model has no place for, "
-                    f"such as {left[0]}; it is of another architecture.")
+                    f"such as {left[0]}; it is of another architecture, or its config.json of "
+                    "another model.")
+  return wanted
+
+
+def _equal(tensors: Mapping[str, Any], one: str, other: str) -> bool:
+  """Whether two matrices hold the same numbers; a part of each is in memory."""
+  lazy = isinstance(tensors, Tensors)
+  shapes = {tuple((tensors.stored(name) if lazy else tensors[name]).shape) for name in (one, other)}
+  if len(shapes) > 1:
+    return False
+  length = shapes.pop()[0]
+  def rows(name, start):
+    stop = min(start + _ROWS, length)
+    part = tensors.rows(name, start, stop) if lazy else tensors[name][start:stop]
+    return np.asarray(part, np.float32)
+  return all(np.array_equal(rows(one, start), rows(other, start))
+             for start in range(0, length, _ROWS))
 
 
 def check_shape(place: Place, shape: tuple[int, ...]) -> None:
@@ -168,8 +210,7 @@ def from_transformers(
   needs little memory beside what `place` keeps.
 
   Args:
-    tensors: transformers' names to arrays. `lm_head.weight` beside a tied head and buffers
-      (`inv_freq`) are passed over; anything else that does not belong is refused.
+    tensors: transformers' names to arrays, as in `places_in`.
     config: the sizes, e.g. of `section_from_transformers`.
     score_head: whether the model is a `...ForSequenceClassification` with one label, which
       has `score/kernel` [D, 1] in place of the output head.
@@ -180,10 +221,9 @@ def from_transformers(
     The nested dict of docs/architecture.md, its leaves as `place` returned them.
 
   Raises:
-    UserError: a tensor is missing, unknown or of another shape.
+    UserError: as `places_in`, or a tensor is of another shape.
   """
-  wanted = places(config, score_head=score_head)
-  check_names(tensors, wanted, config)
+  wanted = places_in(tensors, config, score_head=score_head)
   stacks: dict[str, list[Place]] = {}
   for p in wanted:
     stacks.setdefault(p.parameter, []).append(p)

@@ -155,10 +155,14 @@ def load_reward_model(directory: str | os.PathLike, mesh: Mesh | None = None, *,
   """
   fields, tensors = transformers_files.read_directory(directory)
   architecture = fields["architectures"][0]
-  labels = tensors["score.weight"].shape[0] if "score.weight" in tensors else 1
+  labels = _labels(fields, tensors)
   if architecture != ARCHITECTURE or labels != 1:
     raise UserError(f"{directory} is a {architecture} with {labels} label(s); a reward model is a "
                     f"{ARCHITECTURE} with one.")
+  pad_id = fields.get("pad_token_id")
+  if pad_id is not None and (isinstance(pad_id, bool) or not isinstance(pad_id, int)):
+    raise UserError(f"pad_token_id={pad_id!r} in the config.json of {directory} is not a token; "
+                    "copy it again.")
   section = default_config().model
   section.update(transformers_config.section_from_transformers(fields))
   stored = fields.get("dtype") or fields.get("torch_dtype")
@@ -178,8 +182,19 @@ def load_reward_model(directory: str | os.PathLike, mesh: Mesh | None = None, *,
   params = transformers_weights.from_transformers(tensors, config, score_head=True, place=place)
   digest = hashlib.sha256(json.dumps([fields, chat.fingerprint], sort_keys=True).encode())
   digest.update(np.ascontiguousarray(tensors["score.weight"]).tobytes())
-  return RewardModel(config, params, chat, mesh, pad_id=fields.get("pad_token_id"),
-                     batch_size=batch_size, fingerprint=digest.hexdigest())
+  return RewardModel(config, params, chat, mesh, pad_id=pad_id, batch_size=batch_size,
+                     fingerprint=digest.hexdigest())
+
+
+def _labels(fields: dict, tensors: transformers_files.Tensors) -> int:
+  """Scores that the head gives: 1, or the number of the first statement that is another."""
+  names = fields.get("id2label")
+  said = [] if names is None else [len(names) if isinstance(names, dict) else 0]
+  if fields.get("num_labels") is not None:
+    said.append(fields["num_labels"])
+  if "score.weight" in tensors:
+    said += tensors.stored("score.weight").shape[:1]
+  return next((number for number in said if number != 1), 1)
 
 
 def bucket_length(length: int) -> int:
