@@ -131,7 +131,7 @@ def test_text_as_parquet_stores_it(tmp_path, kind):
 
 
 def test_bytes_that_are_no_text(tmp_path):
-  table = pa.table({"text": pa.array([b"a", b"\xe9"]), "label": [0, 1], "image": [b"\xff", b"\xff"]})
+  table = pa.table({"text": [b"a", b"\xe9"], "label": [0, 1], "image": [b"\xff", b"\xff"]})
   pa.parquet.write_table(table, tmp_path / "a.parquet")
   with pytest.raises(UserError, match="row a.parquet:2 holds bytes that are not UTF-8"):
     registry.load("labelled", "train", str(tmp_path / "a.parquet"))
@@ -191,7 +191,7 @@ def test_numpy_values_become_python_values():
     ("a.jsonl", b'{"a": "\xff"}\n', "not UTF-8"),
     ("a.docx", "x", "unknown extension"),
     ("a.jsonl", '{"a": 1}\n{"a": ' + "7" * 5000 + "}\n", "a.jsonl, line 2 holds JSON that cannot"),
-    ("a.json", '{"a":\n ' + "7" * 5000 + "}", "a.json holds JSON that cannot be read .*4300 digits"),
+    ("a.json", '{"a":\n ' + "7" * 5000 + "}", "a.json holds JSON that cannot .*4300 digits"),
     ("a.jsonl", '{"a": 1}\n{"a": ' + "[" * 10**5 + "\n", "line 2 holds JSON that cannot"),
     ("a.json", "[" * 10**5, "a.json holds JSON that cannot"),
     ("a.jsonl", b'{"a": 1}\n{"a": "\xe9"}\n', "a.jsonl, line 2 is not UTF-8 text .byte 0xe9"),
@@ -234,7 +234,6 @@ def test_column():
     reading.column({"a": 1, "_name": "f:0"}, "x", "y")
   with pytest.raises(UserError, match=r"row f:3 has no value in 'text' \(null\)"):
     reading.column({"text": None, "_name": "f:3"}, "text")
-  assert reading.column({"Text ": "x"}, "text") == "x"
   assert reading.column({"c.text": [1], "c.label": [2]}, "c") == {"text": [1], "label": [2]}
 
 

@@ -54,9 +54,8 @@ def test_headers(tmp_path, names, index, kind):
 @pytest.mark.parametrize("header", [",text,label", "\ufeff;text;label", "Unnamed: 0,text,label"])
 def test_index_columns_need_no_names(tmp_path, header):
   path = tmp_path / "a.csv"
-  separator = ";" if ";" in header else ","
-  path.write_text(f"{header}\n0{separator}good film{separator}1\n1{separator}bad film{separator}0\n",
-                  encoding="utf-8")
+  rows = f"{header}\n0;good film;1\n1;bad film;0\n"
+  path.write_text(rows if ";" in header else rows.replace(";", ","), encoding="utf-8")
   assert _texts(path) == [("good film", "1"), ("bad film", "0")]
   assert _texts(path, task="ag_news") == [("good film", "1"), ("bad film", "0")]
 
@@ -83,6 +82,12 @@ def test_separators_and_encodings_of_spreadsheets(tmp_path, delimiter, start, en
   content = start + _table(("text", "label"), ROWS, delimiter=delimiter) + delimiter + "\n\n"
   path.write_bytes(content.replace("\n", line_end).encode(encoding))
   assert _texts(path) == ROWS
+
+
+def test_header_in_quotes_alone(tmp_path):
+  path = tmp_path / "a.tsv"
+  path.write_text('"text"\t"label"\nsay "no"\t1\n')
+  assert _texts(path) == [('say "no"', "1")]
 
 
 def test_spaces_after_commas(tmp_path):

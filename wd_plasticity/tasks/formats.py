@@ -16,8 +16,8 @@ MAX_CHARACTERS = 2048 * 3
 
 Options = tuple[list[str], int]  # the options of a row, and the index of the right one
 # Columns of an index: from 0 in every published layout. That of an answer key may be either.
-_INDEX_COLUMNS = ("gold", "label")
-_ANSWER_COLUMNS = ("answerKey", "gold", "answer", "label")
+_INDEX_COLUMNS = ("gold", "label", "answer_index")
+_ANSWER_COLUMNS = ("answerKey", "gold", "answer", "label", "answer_index", "answer_idx")
 _HIDDEN = "test splits of some benchmarks come without labels"
 
 
@@ -48,8 +48,8 @@ def choices(rows: Sequence[dict], *names: str) -> list[Options]:
   {letter: text}, or such as text (see `printed`), in the first of the columns `names` or
   in `choices`, `options` or `endings`; or they have a column each, `A`, `choice_A` or
   `option_A`. The right one is a label, a letter, a number or the text of an option, in the
-  column `answerKey`, `gold`, `answer` or `label`. Whether numbers count from 0 or from 1
-  follows from all rows (see `count_from`).
+  column `answerKey`, `gold`, `answer`, `label`, `answer_index` or `answer_idx`. Whether
+  numbers count from 0 or from 1 follows from all rows (see `count_from`).
 
   Raises:
     UserError: options or answers that cannot be read, or an origin that cannot be told.
@@ -192,8 +192,8 @@ def count_from(numbers: Iterable[tuple[int, int, dict]], default: int | None) ->
         f"row {reading.shown(row)} gives the right one of {size} options as {number}, and no row "
         "has a 0 or the number of its options, so these may count from 0 or from 1; say which, "
         "with #count_from=0 or #count_from=1 at the end of the path.")
-  reading.note(row, f"no label is 0 or {size}, so they may count from 0 or from 1; taken to count "
-                    f"from {default}, which #count_from={1 - default} at the end of the path changes")
+  reading.note(row, f"no label is 0 or {size}, so they may count from 0 or from 1; {default} is "
+                    f"assumed, add #count_from={1 - default} to the path if that is wrong")
   return default
 
 

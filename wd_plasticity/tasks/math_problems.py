@@ -31,7 +31,7 @@ def problems(rows: Iterable[dict], split: str) -> Iterator[Problem]:
     solution = reading.text(row, "solution", "gt_solution", "answer")
     yield Problem(key=formats.key(row, number),
                   prompt=reading.text(row, "problem", "question").strip(),
-                  response=solution, answer=_gold(row, solution))
+                  response=solution, answer=_gold(row, solution, "answer"))
 
 
 def gsm8k_problems(rows: Iterable[dict]) -> Iterator[Problem]:
@@ -46,19 +46,21 @@ def gsm8k_problems(rows: Iterable[dict]) -> Iterator[Problem]:
                   response=solution.strip(), answer=answer)
 
 
-def _gold(row: dict, solution: str) -> str:
+def _gold(row: dict, solution: str, beside: str = "") -> str:
   """The answer that a row gives; '' when none can be found, which `registry.load` counts.
 
-  It is in a column of its own, or follows the last `####` of the solution (GSM8K), or is
-  in its last box (MATH), or what it says it to be, or the solution is nothing but it.
+  It is in the column `gt_answer`, or follows the last `####` of the solution (GSM8K), or is
+  in its last box (MATH), or in the column `beside`, or the solution is nothing but it, or
+  says it.
   """
   if reading.has(row, "gt_answer"):
     return reading.text(row, "gt_answer").strip()
-  _, mark, end = solution.rpartition("####")
-  stated = end.strip().partition("\n")[0].strip().rstrip(".") if mark else ""
-  found = stated or grading.last_boxed(solution)
-  if not found and reading.has(row, "answer") and _is_bare(reading.text(row, "answer")):
-    found = reading.text(row, "answer")
+  _, mark, end = solution.rstrip().rpartition("####")
+  ends = bool(mark) and "\n" not in end.strip()  # not the heading of a last section
+  found = (ends and end.strip().rstrip(".")) or grading.last_boxed(solution)
+  if not found and reading.has(row, beside):
+    stated = reading.text(row, beside).strip()
+    found = stated if stated != solution.strip() and "\n" not in stated else ""
   if not found:
     found = solution if _is_bare(solution) else grading.extract(solution)
   return (found or "").strip()

@@ -53,13 +53,12 @@ class _Columns:
     return bool(self.renamed) and all(map(str.isdecimal, self.renamed.values()))
 
   def apply(self, row: dict, shown: str) -> dict:
-    found = {new: _find(row, old) for new, old in self.renamed.items()}
-    for new, old in self.renamed.items():
-      if found[new] is None:
+    for old in self.renamed.values():
+      if old not in row:
         raise UserError(f"{shown} has no column {old!r}; it has {_named(row)}.")
-    row.update({new: row[name] for new, name in found.items()})
-    if found:
-      row["_renamed"] = frozenset(found)
+    if self.renamed:
+      row.update({new: row[old] for new, old in self.renamed.items()})
+      row["_renamed"] = frozenset(self.renamed)
     if self.count_from is not None:
       row["_count_from"] = self.count_from
     if self.labels:
@@ -118,8 +117,7 @@ def column(row: dict, *names: str) -> Any:
 def named_column(row: dict, *names: str) -> tuple[str, Any]:
   """The first of `names` that a row has, those that the path names before others; its value.
 
-  A name also matches one in other case (`Label`), and columns whose names it begins
-  (`choices.text`, `choices.label`), as a dict.
+  Columns `choices.text` and `choices.label` are a dict `choices`.
 
   Raises:
     UserError: the row has none of them, or no value in any.
@@ -127,16 +125,15 @@ def named_column(row: dict, *names: str) -> tuple[str, Any]:
   renamed = row.get("_renamed", ())
   ordered = sorted(names, key=lambda name: name not in renamed) if renamed else names
   for name in ordered:
-    found = _find(row, name)
-    if found is not None and not _is_null(row[found]):
-      return name, row[found]
+    if not _is_null(row.get(name)):
+      return name, row[name]
   for name in ordered:
     parts = {key[len(name) + 1:]: value for key, value in row.items()
              if str(key).startswith(f"{name}.") and not _is_null(value)}
     if parts:
       return name, parts
   wanted = " or ".join(map(repr, names))
-  if any(_find(row, name) for name in names):
+  if has(row, *names):
     raise UserError(f"row {shown(row)} has no value in {wanted} (null); give it one, or leave the "
                     "row out.")
   raise UserError(f"row {shown(row)} has no {wanted}; it has {_named(row)}. "
@@ -157,12 +154,12 @@ def text(row: dict, *names: str) -> str:
 
 def optional_text(row: dict, name: str) -> str:
   """The text of a column that may be empty or null, but not left out."""
-  return text(row, name) if not has(row, name) or not _is_null(row[_find(row, name)]) else ""
+  return "" if name in row and _is_null(row[name]) else text(row, name)
 
 
 def has(row: dict, *names: str) -> bool:
   """Whether a row has a column of one of these names, even without a value."""
-  return any(_find(row, name) is not None for name in names)
+  return any(name in row for name in names)
 
 
 def whole(value: Any) -> int | None:
@@ -178,13 +175,6 @@ def whole(value: Any) -> int | None:
 def shown(row: dict) -> str:
   """What messages call a row."""
   return str(row.get("_name", "?"))
-
-
-def _find(row: dict, name: str) -> str | None:
-  if name in row:
-    return name
-  folded = name.casefold()
-  return next((key for key in row if str(key).strip().casefold() == folded), None)
 
 
 def _is_null(value: Any) -> bool:

@@ -132,7 +132,7 @@ def _is_quoted(text: str) -> bool:
 def _names(cells: list[str], by_number: bool, wanted: Collection[str],
            shown: str) -> tuple[list[str], bool]:
   """The names of the columns, and whether `cells` are a header with them."""
-  names = [cell.strip("\ufeff \t\r\n\xa0") for cell in cells]
+  names = [cell.strip("\ufeff \t\r\n\xa0").strip('"') for cell in cells]
   numbers = [str(i) for i in range(len(cells))]
   distinct = len(set(filter(None, names))) == sum(map(bool, names))
   if by_number:
