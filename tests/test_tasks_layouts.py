@@ -229,7 +229,7 @@ def test_named_labels_that_are_numbers(tmp_path):
 def test_headers_of_the_original_ag_news(tmp_path):
   path = tmp_path / "a.csv"
   path.write_text("Class Index,Title,Description\n1,War,ends\n4,Chip,works\n")
-  end = "#label=Class Index"
+  end = "#label=Class Index&title=Title&description=Description"
   assert [p.answer for p in registry.load("ag_news", "train", f"{path}{end}").problems] == [
       "World", "Sci/Tech"]
 
@@ -262,7 +262,8 @@ def test_layouts_of_options(tmp_path, row, kind):
 @pytest.mark.parametrize("options", [
     "fire, rain", "A) fire B) rain", "[fire, rain]", ["fire", None], {"text": ["fire"],
                                                                       "label": ["A", "B"]},
-    {"first": "fire", "second": "rain"}, 7, []])
+    {"first": "fire", "second": "rain"}, {"AB": "fire", "": "rain"}, 7, [], [["fire"], ["rain"]],
+    {"text": ["fire", "rain"], "label": "AB"}, [{"text": "fire", "label": "A"}, "rain"]])
 def test_options_that_are_no_list(tmp_path, options):
   for name in ("arc_easy", "race", "mmlu_pro_cot"):
     row = {"question": "Wet?", "article": "a", "options": options, "answer": "A", "src": "s",
@@ -303,6 +304,9 @@ def test_lists_and_nulls_are_no_text(tmp_path, name, row):
 def test_a_column_that_is_named_comes_first(tmp_path):
   rows = [{"sentence": "old", "review": "new", "label": 1}]
   (problem,) = _load(tmp_path / "a.jsonl", rows, "sst2", "train", "#text=review").problems
+  assert problem.text == "new"
+  rows = [{"title": "old", "body": "new", "label": 1}]
+  (problem,) = _load(tmp_path / "a.jsonl", rows, "ag_news", "train", "#text=body").problems
   assert problem.text == "new"
 
 
@@ -352,6 +356,11 @@ def test_answers_that_cannot_be_found_are_counted_and_left_out(tmp_path):
     _load(tmp_path / "a.jsonl", rows[:2], "gsm8k", "test")
   train = _load(tmp_path / "a.jsonl", rows, "gsm8k", "train")
   assert train.count == 5 and "no answer" not in train.note  # learnt, not graded
+  train = _load(tmp_path / "a.csv", [*rows, {"question": "q", "answer": ""}], "gsm8k", "train")
+  assert train.count == 5
+  assert "in 1 of 6 problems of gsm8k train the response is empty" in train.note
+  with pytest.raises(UserError, match="in 1 of 1 .* the response is empty"):
+    _load(tmp_path / "a.csv", [{"question": "q", "answer": ""}], "gsm8k", "train")
 
 
 def test_mmlu_pro_with_its_answers_in_a_column(tmp_path):

@@ -31,6 +31,7 @@ def _text_and_label(row: dict) -> tuple[str, Any]:
   if "1" in row and "text" not in row:
     return row["0"], row["1"]
   names = [name for name in ("title", "description", "text") if reading.has(row, name)]
+  names = [name for name in names if name in row.get("_renamed", ())] or names
   texts = [reading.optional_text(row, name) for name in names or ("text",)]
   return " ".join(filter(None, texts)), reading.column(row, "label")
 

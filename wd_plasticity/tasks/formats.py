@@ -82,17 +82,17 @@ class _Choice:
       value = printed.structure(reading.column(row, *names, "choices", "options", "endings"))
     if isinstance(value, Mapping):
       value, labels = _of_mapping(value, row)
-    elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
+    elif isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
       value, labels = ([v.get(name) for v in value] for name in ("text", "label"))
-    if not isinstance(value, (list, tuple)) or None in value:
+    if not isinstance(value, list) or not all(isinstance(v, (str, int, float)) for v in value):
       raise UserError(f"row {reading.shown(row)} has the options {_short(value)}, which are not a "
                       "list of texts; give a list, or {letter: text}, as JSON.")
     self.options = [str(v).strip() for v in value]
     if labels is not None:
+      if not isinstance(labels, list) or len(labels) != len(self.options):
+        raise UserError(f"row {reading.shown(row)} has {len(self.options)} options and the labels "
+                        f"{_short(labels)}; give a list with one for each.")
       labels = [_label(v) for v in labels]
-      if len(labels) != len(self.options):
-        raise UserError(f"row {reading.shown(row)} has {len(self.options)} options and "
-                        f"{len(labels)} labels; there must be one for each.")
     name, gold = reading.named_column(row, *_ANSWER_COLUMNS)
     self.gold = str(gold).strip()
     self.indexed = name in _INDEX_COLUMNS or row.get("_count_from") is not None
@@ -143,7 +143,7 @@ def _of_mapping(value: Mapping, row: dict) -> tuple[Any, Any]:
   if "text" in value:
     return (printed.structure(value["text"]), printed.structure(value.get("label")))
   letters = {str(k).strip().upper(): v for k, v in value.items() if v is not None}
-  if not letters or not all(k in LETTERS or k.isdecimal() for k in letters):
+  if not letters or not all(len(k) == 1 and (k in LETTERS or k.isdecimal()) for k in letters):
     raise UserError(f"row {reading.shown(row)} has the options {_short(dict(value))}, which are "
                     "not {letter: text}; give a list, or {letter: text}.")
   ordered = sorted(letters)

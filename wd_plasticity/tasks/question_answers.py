@@ -36,4 +36,4 @@ def _flat(row: dict) -> dict:
                     "these are the files of the task.")
   tfds = "choices" not in question  # its answers are classes, which count from 0
   return {**({"_count_from": 0} if tfds else {}), **row, **question,
-          "question_stem": question["stem"]}
+          "question": question["stem"], "question_stem": question["stem"]}

@@ -111,9 +111,18 @@ def _with_own_keys(problems: list[Problem]) -> list[Problem]:
 
 
 def _answered(task: Task, split: str, problems: list[Problem]) -> tuple[list[Problem], list[str]]:
-  """Problems that generated text can be graded against, and a note on those left out."""
+  """Problems that can be learnt or graded, and a note on those that are left out."""
+  if split == "train":
+    full = [p for p in problems if p.response.strip()]
+    if len(full) == len(problems):
+      return problems, []
+    said = (f"in {len(problems) - len(full):,} of {len(problems):,} problems of {task.name} train "
+            "the response is empty")
+    if not full:
+      raise UserError(f"{said}, so there is nothing to learn; check its column.")
+    return full, [f"{said}, which are left out"]
   answered = [p for p in problems if p.answer]
-  if not task.generated or split == "train" or len(answered) == len(problems):
+  if not task.generated or len(answered) == len(problems):
     return problems, []
   missing = len(problems) - len(answered)
   first = next(p.key for p in problems if not p.answer)
@@ -125,7 +134,7 @@ def _answered(task: Task, split: str, problems: list[Problem]) -> tuple[list[Pro
   return answered, [f"no answer can be found {said} (the first is {first}), which are left out"]
 
 
-def subset(problems: list[Problem], num: int, seed: int) -> list[Problem]:
+def subset(problems: list[Problem], num: int, seed: int = 0) -> list[Problem]:
   """`num` of the problems, in their order; all of them for 0.
 
   Those taken depend on `seed` and on the keys alone, so that neither their order nor
