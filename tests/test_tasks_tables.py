@@ -64,6 +64,8 @@ def test_columns_without_names_are_numbers_to_pandas(tmp_path):
   path = tmp_path / "a.csv"
   path.write_text(",0,1\n0,good film,1\n1,bad film,0\n")
   assert _texts(path, "#text=0&label=1") == [("good film", "1"), ("bad film", "0")]
+  path.write_text(",text,label\n0,good film,1\n1,bad film,0\n")
+  assert _texts(path, "#text=1&label=2") == [("good film", "1"), ("bad film", "0")]
 
 
 def test_two_columns_of_one_name(tmp_path):

@@ -1,9 +1,16 @@
 """Texts as users have them: headers of messages, labels of folders, what takes long to match."""
 
+import ast
 import email
+import importlib
+import pathlib
+import pkgutil
+import re
 
 import pytest
 
+import wd_plasticity
+from wd_plasticity import tasks
 from wd_plasticity.errors import UserError
 from wd_plasticity.tasks import registry
 
@@ -52,6 +59,38 @@ def test_a_folder_is_the_label_of_text_files_alone(tmp_path):
   path.write_text('{"text": "x", "label": null}\n')
   with pytest.raises(UserError, match="row a.jsonl:1 has no value in 'label'"):
     registry.load("imdb", "train", str(path))
+
+
+def _patterns():
+  """The regular expressions that users' text meets, with the files that hold them."""
+  package, found = pathlib.Path(wd_plasticity.__file__).parent, {}
+  for folder in ("tasks", "data", "finetuning", "generation", "report", "reward"):
+    for path in sorted((package / folder).glob("*.py")):
+      for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("re."):
+          pattern = node.args[0] if node.args else None
+          if isinstance(pattern, ast.Constant) and isinstance(pattern.value, str):
+            found[pattern.value] = f"{path.name}:{node.lineno}"
+  for module in pkgutil.iter_modules(tasks.__path__):  # those that are put together of parts
+    held = vars(importlib.import_module(f"{tasks.__name__}.{module.name}"))
+    found |= {value.pattern: f"{module.name}.{name}" for name, value in held.items()
+              if isinstance(value, re.Pattern)}
+  return [pytest.param(pattern, id=where) for pattern, where in found.items()]
+
+
+UNITS = ("a", " ", "a ", "A. ", "a: ", "\n", " x\n", "a: b\n", "1", "1,", "-1.", "[", "<<", "'",
+         "\\", "{", "=", "_", "*", "\\'", "answer is ", "$")
+
+
+@pytest.mark.parametrize("pattern", _patterns())
+def test_no_pattern_backtracks_without_end(pattern):
+  """With nested repetition, a search in one of these would take longer than the universe lasts."""
+  pattern = re.compile(pattern, re.DOTALL)
+  for unit in UNITS:
+    for end in ("", "\0", "x", "1", "}"):
+      text = unit * 200 + end
+      pattern.search(text)
+      pattern.fullmatch(text)
 
 
 LONG = 100_000

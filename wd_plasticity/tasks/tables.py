@@ -36,7 +36,7 @@ def rows(text: str, kind: str, path: str, by_number: bool,
     text: content of the file.
     kind: .csv or .tsv.
     path: what messages call the file.
-    by_number: columns are called by number from 0, as the file has no header.
+    by_number: columns are called by number from 0; a header of usual names is passed over.
     wanted: names of columns that the user expects to find.
 
   Raises:
@@ -135,6 +135,9 @@ def _names(cells: list[str], by_number: bool, wanted: Collection[str],
   names = [cell.strip("\ufeff \t\r\n\xa0").strip('"') for cell in cells]
   numbers = [str(i) for i in range(len(cells))]
   distinct = len(set(filter(None, names))) == sum(map(bool, names))
+  usual = sum(name.lower() in _USUAL_NAMES for name in names)
+  if by_number and usual > 1:
+    return numbers, True
   if by_number:
     header = names in (numbers, ["", *numbers[:-1]])  # as pandas calls columns without names
   elif any(name in wanted for name in names):
@@ -142,7 +145,7 @@ def _names(cells: list[str], by_number: bool, wanted: Collection[str],
   elif any(_is_number(name) for name in names):
     header = False
   else:
-    header = any(name.lower() in _USUAL_NAMES for name in names) or (
+    header = usual > 0 or (
         distinct and all(len(name) <= 40 and len(name.split()) <= 3 for name in names))
   if header and not distinct:
     twice = next(name for name in names if name and names.count(name) > 1)
