@@ -211,7 +211,8 @@ def test_medmcqa():
   assert from_zero[0].prompt == "Which?\nOptions:\nA. x\nB. y\nC. z\nD. w"
   from_one = problems("medmcqa", [{**test, "cop": 4}, {**test, "cop": 1}], "test")
   assert [p.answer for p in from_one] == ["D", "A"]
-  assert not problems("medmcqa", [{**test, "cop": -1}], "test")
+  with pytest.raises(UserError, match="right option -1.*the test split has no answers"):
+    problems("medmcqa", [{**test, "cop": -1}], "test")
 
 
 @pytest.mark.parametrize("row", [

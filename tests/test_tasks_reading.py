@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from wd_plasticity.errors import UserError
-from wd_plasticity.tasks import reading
+from wd_plasticity.tasks import reading, registry
 
 ROWS = [{"text": 'He said "no", twice', "label": 0}, {"text": "quite\u00e9 good", "label": 1}]
 
@@ -86,6 +86,65 @@ def test_folders_and_polarity_files(tmp_path):
   assert [r["label"] for r in _rows(f"{tmp_path}/rt.*")] == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("text", [
+    "{sigh} what a film", "{", "{}{}", '{"a": ' + "7" * 5000 + "}", "{" * 10**5,
+    '{"a": ' + "[" * 10**5, "  {1} is better than {2}", "[a]", '{"a": 1} is JSON', "7", "\u00e9{"])
+@pytest.mark.parametrize("name", ["pos/a.txt", "pos/a"])
+def test_texts_that_begin_like_json_are_texts(tmp_path, text, name):
+  (tmp_path / "pos").mkdir()
+  path = _write(tmp_path / name, text)
+  assert [row["text"] for row in reading.rows(str(path), "f")] == [text]
+  for task in ("imdb", "rotten_tomatoes"):
+    (problem,) = registry.load(task, "test", str(path)).problems
+    assert (problem.text, problem.gold) == (text.strip(), 1)
+
+
+def test_texts_that_are_json_are_rows(tmp_path):
+  passage = {"article": "a {b}", "questions": ["q"], "options": [["x", "y"]], "answers": ["B"]}
+  for text in (json.dumps(passage), json.dumps(passage, indent=1), f"\n{json.dumps(passage)}\n"):
+    assert _rows(_write(tmp_path / "a.txt", text)) == [passage]
+  assert _rows(_write(tmp_path / "a.txt", f"{json.dumps(passage)}\n{json.dumps(passage)}")) == [
+      passage, passage]
+
+
+def test_lines_of_polarity_files_end_at_line_ends_only(tmp_path):
+  lines = ["a\x85b", "c\x1cd\x0ce", "", "\xa0f"]  # \x85 is three dots in Windows' encoding
+  for end in ("\n", "\r\n"):
+    path = _write(tmp_path / "rt.pos", (end.join(lines) + end).encode("latin-1"))
+    assert [row["text"] for row in _rows(path)] == lines
+  assert _rows(_write(tmp_path / "rt.neg", "")) == []
+
+
+def test_utf16_that_says_so(tmp_path):
+  assert _rows(_write(tmp_path / "a.txt", "caf\u00e9".encode("utf-16"))) == [{"text": "caf\u00e9"}]
+  assert _rows(_write(tmp_path / "a.tsv", "text\tlabel\ncaf\u00e9\t1\n".encode("utf-16"))) == [
+      {"text": "caf\u00e9", "label": "1"}]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.large_string(),
+                                  pa.dictionary(pa.int32(), pa.string())])
+def test_text_as_parquet_stores_it(tmp_path, kind):
+  texts = pa.array(["a", "\u00e9", "a"]).cast(kind)
+  pa.parquet.write_table(pa.table({"text": texts, "label": [0, 1, 0]}), tmp_path / "a.parquet")
+  problems = registry.load("labelled", "train", str(tmp_path / "a.parquet")).problems
+  assert [p.text for p in problems] == ["a", "\u00e9", "a"]
+
+
+def test_bytes_that_are_no_text(tmp_path):
+  table = pa.table({"text": [b"a", b"\xe9"], "label": [0, 1], "image": [b"\xff", b"\xff"]})
+  pa.parquet.write_table(table, tmp_path / "a.parquet")
+  with pytest.raises(UserError, match="row a.parquet:2 holds bytes that are not UTF-8"):
+    registry.load("labelled", "train", str(tmp_path / "a.parquet"))
+
+
+def test_rows_are_named_by_line_or_row(tmp_path):
+  names = lambda path: [row["_name"] for row in reading.rows(str(path), "f")]
+  assert names(_write(tmp_path / "a.jsonl", '{"a": 1}\n\n{"a": 2}\n')) == ["a.jsonl:1", "a.jsonl:3"]
+  assert names(_write(tmp_path / "a.json", '[{"a": 1}, {"a": 2}]')) == ["a.json:1", "a.json:2"]
+  pa.parquet.write_table(pa.table({"a": [1, 2]}), tmp_path / "a.parquet")
+  assert names(tmp_path / "a.parquet") == ["a.parquet:1", "a.parquet:2"]
+
+
 def test_tfds(tmp_path):
   tfds = pytest.importorskip("tensorflow_datasets")
 
@@ -131,6 +190,18 @@ def test_numpy_values_become_python_values():
     ("a.parquet", "not parquet", "broken or cut off"),
     ("a.jsonl", b'{"a": "\xff"}\n', "not UTF-8"),
     ("a.docx", "x", "unknown extension"),
+    ("a.jsonl", '{"a": 1}\n{"a": ' + "7" * 5000 + "}\n", "a.jsonl, line 2 holds JSON that cannot"),
+    ("a.json", '{"a":\n ' + "7" * 5000 + "}", "a.json holds JSON that cannot .*4300 digits"),
+    ("a.jsonl", '{"a": 1}\n{"a": ' + "[" * 10**5 + "\n", "line 2 holds JSON that cannot"),
+    ("a.json", "[" * 10**5, "a.json holds JSON that cannot"),
+    ("a.jsonl", b'{"a": 1}\n{"a": "\xe9"}\n', "a.jsonl, line 2 is not UTF-8 text .byte 0xe9"),
+    ("a.json", b'[{"a": 1},\n{"a": "\xe9"}]\n', "a.json, line 2 is not UTF-8 text .byte 0xe9"),
+    ("a.csv", b"text,label\na,1\n\xe9,2\n", "a.csv, line 3 is not UTF-8 text .byte 0xe9"),
+    ("a.tsv", b"text\tlabel\n\xe9\t2", "a.tsv, line 2 is not UTF-8 text .byte 0xe9"),
+    ("a.json", "[1, 2]", "a.json, entry 1 is not a JSON object but int"),
+    ("a.json", '"text"', "a.json, entry 1 is not a JSON object but str"),
+    ("a.json", '{"a": 1}\n[2]\n', "a.json, line 2 is not a JSON object"),
+    ("a.json.gz", b"\x1f\x8b\x08", "broken or cut off"),
 ])
 def test_broken_files(tmp_path, name, content, message):
   path = _write(tmp_path / name, content)
@@ -142,6 +213,7 @@ def test_broken_files(tmp_path, name, content, message):
     ("#text=review", "no column 'review'; it has 'text', 'label'"),
     ("#text", "not of the form name=column"),
     ("#labels=bad|good", "label 'fair', which is not one of bad\\|good"),
+    ("#count_from=2", "count_from=2 .* must be 0 or 1"),
 ])
 def test_column_mistakes(tmp_path, end, message):
   path = _write(tmp_path / "a.csv", "text,label\nx,fair\n")
@@ -160,3 +232,14 @@ def test_column():
   assert reading.column({"a": None, "b": 0}, "a", "b") == 0
   with pytest.raises(UserError, match="no 'x' or 'y'; it has 'a'.*#x=COLUMN"):
     reading.column({"a": 1, "_name": "f:0"}, "x", "y")
+  with pytest.raises(UserError, match=r"row f:3 has no value in 'text' \(null\)"):
+    reading.column({"text": None, "_name": "f:3"}, "text")
+  assert reading.column({"c.text": [1], "c.label": [2]}, "c") == {"text": [1], "label": [2]}
+
+
+@pytest.mark.parametrize("value, number", [
+    (3, 3), (3.0, 3), ("3", 3), (" 3.0 ", 3), ("-1", -1), ("3.", 3), (np.int64(3), 3), (3.5, None),
+    ("3.5", None), ("", None), ("-", None), ("\u00b2", None), ("\u0663", None), (True, None),
+    (None, None), ("1" * 5000, None), (float("nan"), None), ("1e3", None), ("0x1", None)])
+def test_whole(value, number):
+  assert reading.whole(value) == number

@@ -13,17 +13,22 @@ _WORDS = ("no", "yes")
 
 def _problems(rows: Iterable[dict], split: str) -> Iterator[Problem]:
   del split  # rows of all splits are alike
-  for number, row in enumerate(rows):
-    if "query" in row:
-      prompt = str(row["query"]).removesuffix("\nAnswer:")
-      options, gold = formats.choices(row)
-      gold = _WORDS.index(options[gold])
-    else:
-      question = str(reading.column(row, "question")).strip().removesuffix("?")
-      prompt = f"{str(reading.column(row, 'passage')).strip()}\nQuestion: {question}?"
-      gold = int(str(reading.column(row, "answer", "label")).lower() in ("true", "1", "yes"))
+  rows = list(rows)
+  if rows and reading.has(rows[0], "query"):
+    prompts = [reading.text(row, "query").removesuffix("\nAnswer:") for row in rows]
+    answers = [options[gold] for options, gold in formats.choices(rows)]
+  else:
+    prompts = [_prompt(row) for row in rows]
+    answers = [reading.column(row, "answer", "label") for row in rows]
+  golds = formats.classes(answers, _WORDS, rows, also={"false": 0, "true": 1})
+  for number, (row, prompt, gold) in enumerate(zip(rows, prompts, golds, strict=True)):
     yield Problem(key=formats.key(row, number), prompt=prompt, response=_WORDS[gold],
                   answer=_WORDS[gold], options=_WORDS, gold=gold)
+
+
+def _prompt(row: dict) -> str:
+  question = reading.text(row, "question").strip().removesuffix("?")
+  return f"{reading.text(row, 'passage').strip()}\nQuestion: {question}?"
 
 
 TASK = Task(

@@ -4,7 +4,6 @@ Activity and passage as prompt and the text of an ending as response, with the m
 WikiHow removed, as in lm-eval.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 
 from wd_plasticity.tasks import formats, reading
@@ -13,16 +12,18 @@ from wd_plasticity.tasks.task import Problem, Task
 
 def _problems(rows: Iterable[dict], split: str) -> Iterator[Problem]:
   del split  # rows of all splits are alike
-  for number, row in enumerate(rows):
-    if "query" in row:
-      prompt = str(row["query"])
+  rows = list(rows)
+  for number, (row, (options, gold)) in enumerate(
+      zip(rows, formats.choices(rows, "endings"), strict=True)):
+    if reading.has(row, "query"):
+      prompt = reading.text(row, "query")
     else:
-      passage = " ".join(filter(None, (str(reading.column(row, "ctx_a")).strip(),
-                                       _capitalised(str(row.get("ctx_b") or "").strip()))))
-      prompt = _clean(f"{reading.column(row, 'activity_label')}: {passage}")
-    options, gold = formats.choices(row)
-    name = row.get("ind", number)
-    yield formats.cloze(str(name), prompt, [_clean(option) for option in options], gold)
+      second = reading.optional_text(row, "ctx_b") if reading.has(row, "ctx_b") else ""
+      passage = " ".join(filter(None, (reading.text(row, "ctx_a").strip(),
+                                       _capitalised(second.strip()))))
+      prompt = _clean(f"{reading.text(row, 'activity_label')}: {passage}")
+    yield formats.cloze(formats.key(row, number, "ind"), prompt,
+                        [_clean(option) for option in options], gold)
 
 
 def _capitalised(text: str) -> str:
@@ -30,8 +31,9 @@ def _capitalised(text: str) -> str:
 
 
 def _clean(text: str) -> str:
-  text = re.sub(r"\[[^\]]*\]", "", text.replace(" [title]", ". "))
-  return re.sub(r" +", " ", text).strip()
+  *closed, last = text.replace(" [title]", ". ").split("]")
+  kept = [part.partition("[")[0] if "[" in part else f"{part}]" for part in closed]
+  return " ".join(word for word in "".join([*kept, last]).split(" ") if word).strip()
 
 
 TASK = Task(

@@ -10,6 +10,7 @@ openlifescienceai/medmcqa.
 import re
 from collections.abc import Iterable, Iterator
 
+from wd_plasticity.errors import UserError
 from wd_plasticity.tasks import formats, reading
 from wd_plasticity.tasks.task import Problem, Task
 
@@ -23,9 +24,9 @@ def _problems(rows: Iterable[dict], split: str) -> Iterator[Problem]:
 
 def _train(rows: Iterable[dict]) -> Iterator[Problem]:
   for number, row in enumerate(rows):
-    prompt = str(reading.column(row, "question")).partition("Question: ")
+    prompt = reading.text(row, "question").partition("Question: ")
     prompt = (prompt[2] or prompt[0]).strip()
-    response = str(reading.column(row, "response")).strip()
+    response = reading.text(row, "response").strip()
     end = _END.search(response)
     if end is None:
       continue
@@ -36,14 +37,19 @@ def _train(rows: Iterable[dict]) -> Iterator[Problem]:
 
 
 def _test(rows: list[dict]) -> Iterator[Problem]:
-  # The original repository counts the right option from 1, Hugging Face from 0.
-  first = 1 if any(reading.column(row, "cop") == 4 for row in rows) else 0
-  for number, row in enumerate(rows):
-    options = [str(row.get(name)) for name in ("opa", "opb", "opc", "opd")]
-    gold = int(reading.column(row, "cop")) - first
+  # The original repository counts the right option from 1, Hugging Face from 0. Options may
+  # be empty; answers are hidden in the published test split.
+  given = [reading.column(row, "cop") for row in rows]
+  numbers = [reading.whole(value) for value in given]
+  first = formats.count_from(
+      [(n, 4, row) for n, row in zip(numbers, rows, strict=True) if n is not None], None)
+  for number, (row, value, n) in enumerate(zip(rows, given, numbers, strict=True)):
+    options = [reading.optional_text(row, name).strip() for name in ("opa", "opb", "opc", "opd")]
+    gold = -1 if n is None else n - first
     if not 0 <= gold < 4:
-      continue  # the published test split has no answers
-    question = f"{str(reading.column(row, 'question')).strip()}\nOptions:"
+      raise UserError(f"row {reading.shown(row)} has the right option {value!r}, counted from "
+                      f"{first}; use the validation split, the test split has no answers.")
+    question = f"{reading.text(row, 'question').strip()}\nOptions:"
     yield Problem(key=formats.key(row, number), prompt=formats.lettered(question, options),
                   response=_OPTIONS[gold], answer="ABCD"[gold], options=_OPTIONS, gold=gold)
 

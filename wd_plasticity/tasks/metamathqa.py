@@ -15,8 +15,8 @@ def _problems(rows: Iterable[dict], split: str) -> Iterator[Problem]:
     yield from math_problems.problems(rows, split)
     return
   for number, row in enumerate(rows):
-    yield Problem(key=str(number), prompt=str(reading.column(row, "query")),
-                  response=str(reading.column(row, "response")))
+    yield Problem(key=str(number), prompt=reading.text(row, "query"),
+                  response=reading.text(row, "response"))
 
 
 TASK = Task(

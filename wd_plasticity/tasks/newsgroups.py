@@ -5,7 +5,6 @@ group (`20news-bydate-train/*/*`), of which the header lines are left out: they 
 group.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 
 from wd_plasticity.tasks import formats, reading
@@ -19,17 +18,32 @@ _GROUPS = (
     "talk.politics.misc", "talk.religion.misc",
 )
 _QUESTION = "Question: Which newsgroup is this from?"
-_HEADER = re.compile(r"\A([A-Za-z-]+: .*\n(\s+.*\n)*)+\s*\n")
+_FIELDS = ("From:", "Newsgroups:", "Subject:")  # that a header has
 
 
 def _problems(rows: Iterable[dict], split: str) -> Iterator[Problem]:
   del split  # rows of all splits are alike
-  for number, row in enumerate(rows):
-    text = str(reading.column(row, "text")).replace("\r\n", "\n")
-    if "label" not in row and "label_text" not in row:
-      text = _HEADER.sub("", text)
-    gold = formats.class_index(reading.column(row, "label", "label_text", "_folder"), _GROUPS, row)
+  rows = list(rows)
+  labels = [formats.label(row, "label", "label_text") for row in rows]
+  golds = formats.classes(labels, _GROUPS, rows)
+  for number, (row, gold) in enumerate(zip(rows, golds, strict=True)):
+    text = reading.text(row, "text").replace("\r\n", "\n")
+    if not reading.has(row, "label", "label_text"):
+      text = _body(text)
     yield formats.labelled(str(number), text.strip(), gold, _GROUPS, _QUESTION)
+
+
+def _body(message: str) -> str:
+  """A message without its header: what follows the first empty line.
+
+  A text that does not begin with a field, or has none of those that say what a message
+  is, has no header.
+  """
+  header, _, body = message.partition("\n\n")
+  name, colon, _ = header.partition("\n")[0].partition(":")
+  is_field = bool(colon and name) and not any(c.isspace() for c in name)
+  known = any(line.startswith(_FIELDS) for line in header.split("\n"))
+  return body if is_field and known else message
 
 
 TASK = Task(

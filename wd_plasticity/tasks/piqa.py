@@ -8,14 +8,16 @@ from collections.abc import Iterable, Iterator
 from wd_plasticity.tasks import formats, reading
 from wd_plasticity.tasks.task import Problem, Task
 
+_WAYS = ("sol1", "sol2")
+
 
 def _problems(rows: Iterable[dict], split: str) -> Iterator[Problem]:
   del split  # rows of all splits are alike
-  for number, row in enumerate(rows):
-    ways = [str(reading.column(row, name)).strip() for name in ("sol1", "sol2")]
-    gold = formats.class_index(reading.column(row, "label"), ("0", "1"), row)
-    yield formats.cloze(formats.key(row, number), str(reading.column(row, "goal")).strip(), ways,
-                        gold)
+  rows = list(rows)
+  ways = [[reading.text(row, name).strip() for name in _WAYS] for row in rows]
+  golds = formats.classes([reading.column(row, "label") for row in rows], _WAYS, rows)
+  for number, (row, options, gold) in enumerate(zip(rows, ways, golds, strict=True)):
+    yield formats.cloze(formats.key(row, number), reading.text(row, "goal").strip(), options, gold)
 
 
 TASK = Task(

@@ -6,21 +6,23 @@ data set as `tfds:NAME_OR_FOLDER:SPLIT`. It may end in column names of the data'
     reviews.csv#text=review&label=stars      column `review` is read as `text`
     reviews.tsv#text=0&label=1               columns by number: the file has no header
     reviews.jsonl#labels=negative|positive   labels in text are read as 0 and 1
+    reviews.jsonl#count_from=1               labels and answers that are numbers begin at 1
 
-Read by their extension, plain or compressed (.gz, .xz, .zst): .jsonl and .json (one
-object per line, one array, one object, or objects by name), .csv and .tsv (with a
-header or without), .parquet, .txt or no extension (JSON, or a text each), and .neg and
-.pos (a text per line, labelled by the extension).
-Rows tell where they come from: `_name` is the name of the row, the file, or the TFDS
-split and position; `_folder` the name of the file's folder.
+(`%26` is a `&` within a name.) Read by their extension, plain or compressed (.gz, .xz,
+.zst): .jsonl and .json (one object per line, one array, one object, or objects by name),
+.csv and .tsv (see `tables`), .parquet, .txt or no extension (JSON objects, or a text
+each), and .neg and .pos (a text per line, labelled by the extension).
+Rows tell where they come from: `_name` is the name of the row, or of the file and the
+line or row, counted from 1, or the TFDS split and position; `_folder` the name of the
+file's folder.
 """
 
-import csv
+import codecs
 import dataclasses
 import io
 import json
 import os
-import re
+import urllib.parse
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -29,77 +31,154 @@ import pyarrow.parquet
 
 from wd_plasticity.data import sources
 from wd_plasticity.errors import UserError
+from wd_plasticity.tasks import tables
 
 _POLARITY = (".neg", ".pos")  # of label 0 and 1
 _EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", "", *_POLARITY)
-# What a cell of a header looks like: a short name, not a sentence and not a number.
-_HEADER_CELL = re.compile(r"[A-Za-z_#][\w#/.()-]{0,31}( [\w#/.()-]{1,15}){0,2}")
-_LONGEST_CELL = 2**30
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # "Unicode text" of spreadsheets
+
+Positioned = tuple[int, dict]  # line or row in the file, counted from 1, and what it holds
 
 
 @dataclasses.dataclass(frozen=True)
 class _Columns:
-  """How columns are called in the data, and the names of classes."""
+  """How columns are called in the data, and what its labels are."""
 
   renamed: dict[str, str]  # name here: name in the data
   labels: tuple[str, ...]
+  count_from: int | None
 
   @property
   def by_number(self) -> bool:
-    return any(column.isdigit() for column in self.renamed.values())
+    return bool(self.renamed) and all(map(str.isdecimal, self.renamed.values()))
 
   def apply(self, row: dict, shown: str) -> dict:
-    for new, old in self.renamed.items():
+    for old in self.renamed.values():
       if old not in row:
         raise UserError(f"{shown} has no column {old!r}; it has {_named(row)}.")
-      row[new] = row[old]
+    if self.renamed:
+      row.update({new: row[old] for new, old in self.renamed.items()})
+      row["_renamed"] = frozenset(self.renamed)
+    if self.count_from is not None:
+      row["_count_from"] = self.count_from
     if self.labels:
-      row["label"] = self._label(column(row, "label"), shown)
-      row["label_names"] = self.labels
+      value = column(row, "label")
+      number, text = whole(value), str(value).strip()
+      name = next((n for n in (text, str(number)) if n in self.labels), None)
+      numerals = any(whole(label) is not None for label in self.labels)
+      if name is None and (number is None or number < 0 or numerals):
+        raise UserError(f"{shown} has the label {text!r}, which is not one of "
+                        f"{'|'.join(self.labels)}; name all of them after labels=.")
+      if name is not None:
+        number, row["_count_from"] = self.labels.index(name), 0
+      row.update(label=number, label_names=self.labels)
     return row
 
-  def _label(self, value: Any, shown: str) -> int:
-    text = str(value).strip()
-    if text in self.labels:
-      return self.labels.index(text)
-    if text.isdigit() and int(text) < len(self.labels):
-      return int(text)
-    raise UserError(f"{shown} has the label {text!r}, which is not one of "
-                    f"{'|'.join(self.labels)}; name all of them after labels=.")
 
-
-def rows(spec: str, field: str) -> Iterator[dict]:
+def rows(spec: str, field: str, notes: list[str] | None = None) -> Iterator[dict]:
   """The rows that `spec` describes (see the module), in the order of the data.
 
   Args:
     spec: files or a TFDS data set.
     field: what messages call the specification.
+    notes: takes what `note` says of the rows.
   """
+  said = [] if notes is None else notes
   if not spec.strip(" ,"):
     raise UserError(f"{field} are not given; set their path (or tfds:NAME:SPLIT).")
   path, columns = _parse(spec, field)
   if path.startswith("tfds:"):
-    yield from _tfds_rows(path.removeprefix("tfds:"), columns, field)
+    for row in _tfds_rows(path.removeprefix("tfds:"), columns, field):
+      yield {**row, "_notes": said}
     return
   for file in sources.find_files(path, field, _EXTENSIONS):
     folder = os.path.basename(os.path.dirname(os.path.abspath(file)))
     with open(file, "rb") as f, sources.reading(file):
-      for number, row in enumerate(_read(f, file, columns.by_number)):
-        row = columns.apply(row, file)
-        row.setdefault("_name", f"{os.path.basename(file)}:{number}")
-        row["_folder"] = folder
-        yield row
+      for position, row in _read(f, file, columns):
+        if not isinstance(row, dict):
+          raise UserError(f"{file}, entry {position} is not a JSON object but "
+                          f"{type(row).__name__}; write an object with named fields for each.")
+        row.setdefault("_name", f"{os.path.basename(file)}:{position}")
+        row = columns.apply(row, f"{file}, {'line' if _has_lines(file) else 'row'} {position}")
+        yield {**row, "_folder": folder, "_notes": said}
+
+
+def note(row: dict, sentence: str) -> None:
+  """Says something about the data that a row is of; `registry.load` has it in its note."""
+  if sentence not in row.get("_notes", [sentence]):
+    row["_notes"].append(sentence)
 
 
 def column(row: dict, *names: str) -> Any:
-  """The value of the first of `names` that a row has; a UserError when it has none."""
-  for name in names:
-    if row.get(name) is not None:
-      return row[name]
+  """The value of `named_column`."""
+  return named_column(row, *names)[1]
+
+
+def named_column(row: dict, *names: str) -> tuple[str, Any]:
+  """The first of `names` that a row has, those that the path names before others; its value.
+
+  Columns `choices.text` and `choices.label` are a dict `choices`.
+
+  Raises:
+    UserError: the row has none of them, or no value in any.
+  """
+  renamed = row.get("_renamed", ())
+  ordered = sorted(names, key=lambda name: name not in renamed) if renamed else names
+  for name in ordered:
+    if not _is_null(row.get(name)):
+      return name, row[name]
+  for name in ordered:
+    parts = {key[len(name) + 1:]: value for key, value in row.items()
+             if str(key).startswith(f"{name}.") and not _is_null(value)}
+    if parts:
+      return name, parts
   wanted = " or ".join(map(repr, names))
-  raise UserError(f"row {row.get('_name', '?')} has no {wanted}; it has {_named(row)}. "
+  if has(row, *names):
+    raise UserError(f"row {shown(row)} has no value in {wanted} (null); give it one, or leave the "
+                    "row out.")
+  raise UserError(f"row {shown(row)} has no {wanted}; it has {_named(row)}. "
                   "Name a column of another name at the end of the path, like "
                   f"#{names[0]}=COLUMN.")
+
+
+def text(row: dict, *names: str) -> str:
+  """The value of `column` as text; a UserError when it is a list, a dict or bytes."""
+  value = column(row, *names)
+  if isinstance(value, (list, tuple, dict, bytes)):
+    kind = "bytes that are not UTF-8" if isinstance(value, bytes) else f"a {type(value).__name__}"
+    raise UserError(f"row {shown(row)} holds {kind} where a text is wanted "
+                    f"({' or '.join(map(repr, names))}); name a column of text at the end of the "
+                    f"path, like #{names[0]}=COLUMN.")
+  return str(value)
+
+
+def optional_text(row: dict, name: str) -> str:
+  """The text of a column that may be empty or null, but not left out."""
+  return "" if name in row and _is_null(row[name]) else text(row, name)
+
+
+def has(row: dict, *names: str) -> bool:
+  """Whether a row has a column of one of these names, even without a value."""
+  return any(name in row for name in names)
+
+
+def whole(value: Any) -> int | None:
+  """The whole number that a cell holds, such as 3, 3.0, '3' or '3.0'; else None."""
+  digits, point, zeros = str(value).strip().partition(".")
+  unsigned = digits.removeprefix("-")
+  # At most nine digits: no label is larger, and int() refuses thousands of them.
+  if not (unsigned.isascii() and unsigned.isdigit() and len(unsigned) < 10) or zeros.strip("0"):
+    return None
+  return int(digits)
+
+
+def shown(row: dict) -> str:
+  """What messages call a row."""
+  return str(row.get("_name", "?"))
+
+
+def _is_null(value: Any) -> bool:
+  return value is None or (isinstance(value, float) and value != value)
 
 
 def _named(row: dict) -> str:
@@ -108,119 +187,131 @@ def _named(row: dict) -> str:
 
 def _parse(spec: str, field: str) -> tuple[str, _Columns]:
   path, _, fragment = spec.partition("#")
-  renamed, labels = {}, ()
+  renamed, labels, count_from = {}, (), None
   for part in filter(None, fragment.split("&")):
     name, equals, value = part.partition("=")
+    value = urllib.parse.unquote(value)
     if not equals or not name or not value:
       raise UserError(f"{field}: {part!r} in {spec!r} is not of the form name=column.")
     if name == "labels":
       labels = tuple(value.split("|"))
+    elif name == "count_from":
+      if value not in ("0", "1"):
+        raise UserError(f"{field}: count_from={value} in {spec!r} must be 0 or 1.")
+      count_from = int(value)
     else:
       renamed[name] = value
-  return path, _Columns(renamed, labels)
+  return path, _Columns(renamed, labels, count_from)
 
 
-def _read(f: IO[bytes], path: str, by_number: bool) -> Iterator[dict]:
+def _has_lines(path: str) -> bool:
+  return sources.file_format(path)[0] not in (".parquet", ".json")
+
+
+def _read(f: IO[bytes], path: str, columns: _Columns) -> Iterator[Positioned]:
   kind, compression = sources.file_format(path)
   f = sources.decompressed(f, compression)
   if kind == ".parquet":
-    file = pyarrow.parquet.ParquetFile(io.BytesIO(f.read()) if compression else f)
-    for batch in file.iter_batches(batch_size=1024):
-      yield from batch.to_pylist()
+    yield from _parquet_rows(pyarrow.parquet.ParquetFile(
+        io.BytesIO(f.read()) if compression else f))
   elif kind in (".csv", ".tsv"):
-    yield from _table_rows(f, path, kind, by_number)
+    content = _utf8(f.read(), path)
+    yield from tables.rows(content, kind, path, columns.by_number, columns.renamed.values())
   elif kind == ".jsonl":
-    yield from _json_lines(io.BufferedReader(f), path, 1)
+    yield from _json_lines(io.BufferedReader(f), path)
   elif kind == ".json":
-    yield from _json_rows(io.BufferedReader(f), path)
+    yield from _json_rows(f.read(), path)
   elif kind in _POLARITY:
-    for line in _decode(f.read()).splitlines():
-      yield {"text": line, "label": _POLARITY.index(kind)}
+    # Not splitlines, which also ends lines at characters of older encodings.
+    content = _decode(f.read()).removesuffix("\n")
+    for number, line in enumerate(content.split("\n") if content else (), 1):
+      yield number, {"text": line.removesuffix("\r"), "label": _POLARITY.index(kind)}
   else:
-    yield from _text_rows(f.read(), path)
+    yield from _text_rows(_decode(f.read()), path)
 
 
-def _json_lines(f: IO[bytes], path: str, first: int) -> Iterator[dict]:
-  for number, line in enumerate(f, first):
+def _parquet_rows(file: pyarrow.parquet.ParquetFile) -> Iterator[Positioned]:
+  # Other writers than pandas store text as bytes.
+  plain = _plain if "binary" in str(file.schema_arrow) else lambda row: row
+  position = 0
+  for batch in file.iter_batches(batch_size=1024):
+    for row in batch.to_pylist():
+      position += 1
+      yield position, plain(row)
+
+
+def _json_lines(lines: IO[bytes], path: str) -> Iterator[Positioned]:
+  for number, line in enumerate(lines, 1):
     if not line.strip():
       continue
     row = _parse_json(line, f"{path}, line {number}")
     if not isinstance(row, dict):
       raise UserError(f"{path}, line {number} is not a JSON object; write one object per line.")
-    yield row
+    yield number, row
 
 
-def _json_rows(f: IO[bytes], path: str) -> Iterator[dict]:
+def _json_rows(content: bytes, path: str) -> Iterator[Positioned]:
   # A file whose first line is an object of its own has one per line.
-  line = f.readline()
-  try:
-    row = json.loads(line.decode("utf-8-sig"))
-  except json.JSONDecodeError:
-    row = _parse_json(line + f.read(), path)
+  line, _, rest = content.lstrip().partition(b"\n")
+  if rest.strip() and isinstance(_json_or_none(line), dict):
+    yield from _json_lines(io.BytesIO(content), path)
+    return
+  value = _parse_json(content, path)
+  if isinstance(value, list):
+    yield from enumerate(value, 1)
+  elif isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values()):
+    for number, (name, row) in enumerate(value.items(), 1):
+      yield number, {**row, "_name": name}
   else:
-    if isinstance(row, dict) and f.peek(1):
-      yield row
-      yield from _json_lines(f, path, 2)
-      return
-  if isinstance(row, list):
-    yield from row
-  elif isinstance(row, dict) and row and all(isinstance(v, dict) for v in row.values()):
-    for name, value in row.items():
-      yield {**value, "_name": name}
-  else:
-    yield row
+    yield 1, value
 
 
-def _parse_json(text: bytes, shown: str) -> Any:
+def _parse_json(content: bytes, shown: str) -> Any:
   try:
-    return json.loads(text.decode("utf-8-sig"))
+    return json.loads(_utf8(content, shown))
   except json.JSONDecodeError as e:
-    raise UserError(f"{shown} is not JSON ({e.msg}); check that the file is whole.") from e
+    raise UserError(f"{shown} is not JSON ({e.msg}: line {e.lineno}, column {e.colno}); check "
+                    "that the file is whole.") from e
+  except (ValueError, RecursionError) as e:  # numbers of thousands of digits, deep nesting
+    raise UserError(f"{shown} holds JSON that cannot be read ({str(e).split(';')[0]}); leave it "
+                    "out.") from e
 
 
-def _table_rows(f: IO[bytes], path: str, kind: str, by_number: bool) -> Iterator[dict]:
-  csv.field_size_limit(_LONGEST_CELL)
-  lines = io.TextIOWrapper(io.BufferedReader(f), encoding="utf-8-sig", newline="")
-  # Tab-separated data sets, those of GLUE among them, hold bare quotation marks.
-  quoting = {"quoting": csv.QUOTE_NONE} if kind == ".tsv" else {"strict": True}
-  table = csv.reader(lines, delimiter="\t" if kind == ".tsv" else ",", **quoting)
-  names = None
+def _json_or_none(content: str | bytes) -> Any:
   try:
-    for cells in table:
-      if not cells:
-        continue
-      if names is None:
-        header = not by_number and _is_header(cells)
-        names = cells if header else [str(i) for i in range(len(cells))]
-        if header:
-          continue
-      if len(cells) != len(names):
-        raise UserError(f"{path}, line {table.line_num} has {len(cells)} cells and not "
-                        f"{len(names)} like those before; check the separator and the quotes.")
-      yield dict(zip(names, cells, strict=True))
-  except csv.Error as e:
-    raise UserError(f"{path}, line {table.line_num} is not {kind[1:].upper()} ({e}); check its "
-                    "quotes.") from e
+    return json.loads(content)
+  except (ValueError, RecursionError):
+    return None
 
 
-def _is_header(cells: list[str]) -> bool:
-  return len(set(cells)) == len(cells) and all(_HEADER_CELL.fullmatch(c) for c in cells)
+def _utf8(content: bytes, shown: str) -> str:
+  """Text in UTF-8, or in UTF-16 that says so; a UserError that names the line otherwise."""
+  try:
+    return content.decode("utf-16" if content.startswith(_UTF16) else "utf-8-sig")
+  except UnicodeDecodeError as e:
+    line = content[:e.start].count(b"\n") + 1
+    place = "" if ", line " in shown else f", line {line}"
+    raise UserError(f"{shown}{place} is not UTF-8 text (byte {content[e.start]:#04x}); convert "
+                    "the file, for example with iconv.") from e
 
 
 def _decode(content: bytes) -> str:
   try:
-    return content.decode("utf-8-sig")
-  except UnicodeDecodeError:
+    return _utf8(content, "")
+  except UserError:
     return content.decode("latin-1")  # older collections, such as 20 Newsgroups
 
 
-def _text_rows(content: bytes, path: str) -> Iterator[dict]:
-  text = _decode(content)
-  if text.lstrip()[:1] == "{":
-    yield _parse_json(content, path)  # such as passages of RACE
-  else:
-    yield {"text": text, "_name": f"{os.path.basename(os.path.dirname(path))}/"
-                                  f"{os.path.basename(path)}"}
+def _text_rows(content: str, path: str) -> Iterator[Positioned]:
+  # Passages of RACE are JSON; a review may begin with a brace as well.
+  if content.lstrip()[:1] == "{":
+    lines = [line for line in content.split("\n") if line.strip()]
+    for objects in ([_json_or_none(content)], [_json_or_none(line) for line in lines]):
+      if all(isinstance(row, dict) for row in objects):
+        yield from enumerate(objects, 1)
+        return
+  name = f"{os.path.basename(os.path.dirname(path))}/{os.path.basename(path)}"
+  yield 1, {"text": content, "_name": name}
 
 
 def _tfds_rows(spec: str, columns: _Columns, field: str) -> Iterator[dict]:
@@ -230,18 +321,22 @@ def _tfds_rows(spec: str, columns: _Columns, field: str) -> Iterator[dict]:
   for builder, split in source.splits:
     shown = f"{builder.info.full_name}:{split}"
     for number, record in enumerate(source.records(builder, split, shown)):
-      row = columns.apply(_plain(record), shown)
+      row = _plain(record)
       row.setdefault("_name", f"{split}:{number}")
+      row = columns.apply(row, f"{shown}, record {number}")
       row["_folder"] = split
       yield row
 
 
 def _plain(value: Any) -> Any:
-  """TFDS's NumPy values and bytes as Python values and text."""
+  """NumPy values and bytes of TFDS and Parquet as Python values and text."""
   if isinstance(value, dict):
     return {k: _plain(v) for k, v in value.items()}
   if isinstance(value, bytes):
-    return value.decode("utf-8", "replace")
+    try:
+      return value.decode("utf-8")
+    except UnicodeDecodeError:
+      return value  # an image, or a text that `text` refuses
   if isinstance(value, np.generic):
     return value.item()
   if isinstance(value, (np.ndarray, list, tuple)):

@@ -5,7 +5,9 @@ import functools
 import hashlib
 import heapq
 import importlib
+import itertools
 import pkgutil
+from collections import Counter
 
 from wd_plasticity import tasks
 from wd_plasticity.errors import UserError
@@ -22,7 +24,7 @@ class LoadedSplit:
     count: how many the split has here, after its split rules.
     official: how many it has as published; 0 when no number is official.
     fingerprint: of task, split and all of `problems`.
-    note: a sentence when `count` is not `official`, else ''.
+    note: what is unusual about them, such as that `count` is not `official`; else ''.
   """
 
   problems: list[Problem]
@@ -73,23 +75,77 @@ def load(name: str, split: str, spec: str = "", max_problems: int = 0,
   if split not in task.splits:
     raise UserError(f"Task {name} has no split {split!r}; choose one of {', '.join(task.splits)}.")
   field = f"the files of {name} {split}"
-  rows = () if task.embedded else reading.rows(spec, field)
-  problems = list(task.problems(rows, split))
+  said: list[str] = []
+  rows = () if task.embedded else reading.rows(spec, field, said)
+  problems = _with_own_keys(list(task.problems(rows, split)))
   if not problems:
     raise UserError(f"{field} ({spec}) hold no problem of this split; check the path and the "
                     f"split, the task is published as {task.source}.")
+  problems, notes = _answered(task, split, problems)
+  notes += [f"{name} {split}: {sentence}" for sentence in said]
   count, official = len(problems), task.splits[split]
-  note = ""
   if official and count != official:
-    note = f"{name} {split} has {count:,} problems here and {official:,} as published"
-  if 0 < max_problems < count:
-    problems = _subset(problems, max_problems, seed)
-  return LoadedSplit(problems, count, official, _fingerprint(name, split, problems), note)
+    notes.insert(0, f"{name} {split} has {count:,} problems here and {official:,} as published")
+  problems = subset(problems, max_problems, seed)
+  return LoadedSplit(problems, count, official, _fingerprint(name, split, problems),
+                     "; ".join(notes))
 
 
-def _subset(problems: list[Problem], num: int, seed: int) -> list[Problem]:
+def _with_own_keys(problems: list[Problem]) -> list[Problem]:
+  """Problems whose keys are all different: repeated ones get a number (`u1`, `u1#2`, ...).
+
+  Scores are paired by key, and two files may both number their rows from 0.
+  """
+  taken, times = {p.key for p in problems}, Counter()
+  if len(taken) == len(problems):
+    return problems
+  made = []
+  for problem in problems:
+    times[problem.key] += 1
+    if times[problem.key] > 1:
+      numbered = (f"{problem.key}#{n}" for n in itertools.count(times[problem.key]))
+      problem = dataclasses.replace(problem, key=next(k for k in numbered if k not in taken))
+      taken.add(problem.key)
+    made.append(problem)
+  return made
+
+
+def _answered(task: Task, split: str, problems: list[Problem]) -> tuple[list[Problem], list[str]]:
+  """Problems that can be learnt or graded, and a note on those that are left out."""
+  if split == "train":
+    full = [p for p in problems if p.response.strip()]
+    if len(full) == len(problems):
+      return problems, []
+    said = (f"in {len(problems) - len(full):,} of {len(problems):,} problems of {task.name} train "
+            "the response is empty")
+    if not full:
+      raise UserError(f"{said}, so there is nothing to learn; check its column.")
+    return full, [f"{said}, which are left out"]
+  answered = [p for p in problems if p.answer]
+  if not task.generated or len(answered) == len(problems):
+    return problems, []
+  missing = len(problems) - len(answered)
+  first = next(p.key for p in problems if not p.answer)
+  said = f"in {missing:,} of {len(problems):,} problems of {task.name} {split}"
+  if not answered:
+    raise UserError(f"no answer can be found {said}; it is a column `gt_answer`, or follows #### "
+                    "or stands in \\boxed{} at the end of the solution, or is all there is in "
+                    "the column `answer`.")
+  return answered, [f"no answer can be found {said} (the first is {first}), which are left out"]
+
+
+def subset(problems: list[Problem], num: int, seed: int = 0) -> list[Problem]:
+  """`num` of the problems, in their order; all of them for 0.
+
+  Those taken depend on `seed` and on the keys alone, so that neither their order nor
+  the order of files matters, and a larger number keeps those of a smaller one.
+  """
+  if not 0 < num < len(problems):
+    return problems
+
   def rank(index: int) -> bytes:
-    return hashlib.blake2b(f"{seed}\0{problems[index].key}".encode(), digest_size=16).digest()
+    named = f"{seed}\0{problems[index].key}".encode("utf-8", "backslashreplace")
+    return hashlib.blake2b(named, digest_size=16).digest()
 
   return [problems[i] for i in sorted(heapq.nsmallest(num, range(len(problems)), key=rank))]
 

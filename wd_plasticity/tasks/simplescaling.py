@@ -15,9 +15,9 @@ def _problems(rows: Iterable[dict], split: str) -> Iterator[Problem]:
     yield from math_problems.problems(rows, split)
     return
   for number, row in enumerate(rows):
-    attempt = str(reading.column(row, "attempt"))
+    attempt = reading.text(row, "attempt")
     if "\\boxed" in attempt:
-      yield Problem(key=str(number), prompt=str(reading.column(row, "question")),
+      yield Problem(key=str(number), prompt=reading.text(row, "question"),
                     response=attempt)
 
 

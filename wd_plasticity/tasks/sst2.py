@@ -16,12 +16,12 @@ QUESTION = "Question: Is this negative or positive?"
 def reviews(rows: Iterable[dict], split: str) -> Iterator[Problem]:
   """Problems of rows with a `sentence` or `text`, and a `label` of 0 or 1, neg or pos."""
   del split  # rows of all splits are alike
-  for number, row in enumerate(rows):
-    label = reading.column(row, "label", "_folder")
-    label = {"neg": 0, "pos": 1}.get(str(label).strip().lower(), label)
-    yield formats.labelled(str(number),
-                           str(reading.column(row, "sentence", "text")).strip(),
-                           formats.class_index(label, SENTIMENTS, row), SENTIMENTS, QUESTION)
+  rows = list(rows)
+  golds = formats.classes([formats.label(row, "label") for row in rows], SENTIMENTS, rows,
+                          also={"neg": 0, "pos": 1})
+  for number, (row, gold) in enumerate(zip(rows, golds, strict=True)):
+    yield formats.labelled(str(number), reading.text(row, "sentence", "text").strip(), gold,
+                           SENTIMENTS, QUESTION)
 
 
 TASK = Task(

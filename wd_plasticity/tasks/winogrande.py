@@ -14,22 +14,27 @@ from wd_plasticity.errors import UserError
 from wd_plasticity.tasks import formats, reading
 from wd_plasticity.tasks.task import Problem, Task
 
+_OPTIONS = ("option1", "option2")
+
 
 def _problems(rows: Iterable[dict], split: str) -> Iterator[Problem]:
   del split  # rows of all splits are alike
-  for number, row in enumerate(rows):
-    sentence = str(reading.column(row, "sentence"))
+  rows = list(rows)
+  for number, (row, gold) in enumerate(zip(rows, _golds(rows), strict=True)):
+    sentence = reading.text(row, "sentence")
     prompt, blank, rest = sentence.partition("_")
     if not blank:
-      raise UserError(f"row {row.get('_name', '?')} has no blank (_) in its sentence; check that "
+      raise UserError(f"row {reading.shown(row)} has no blank (_) in its sentence; check that "
                       "this is WinoGrande.")
-    options = [str(reading.column(row, name)).strip() + rest.rstrip()
-               for name in ("option1", "option2")]
-    if "answer" in row:
-      gold = formats.class_index(row["answer"], ("1", "2"), row)
-    else:
-      gold = formats.class_index(reading.column(row, "label"), ("0", "1"), row)  # TFDS
+    options = [reading.text(row, name).strip() + rest.rstrip() for name in _OPTIONS]
     yield formats.cloze(formats.key(row, number), prompt.strip(), options, gold)
+
+
+def _golds(rows: list[dict]) -> list[int]:
+  # The published column `answer` counts from 1, that of TFDS, `label`, from 0.
+  names = ("answer",) if rows and reading.has(rows[0], "answer") else ("label",)
+  return formats.classes([reading.column(row, *names) for row in rows], _OPTIONS, rows,
+                         default=int(names == ("answer",)))
 
 
 TASK = Task(
