@@ -17,6 +17,7 @@ import glob
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from typing import IO, Any, Protocol
@@ -135,7 +136,8 @@ def find_files(spec: str, field: str, extensions: tuple[str, ...] = _EXTENSIONS)
 
 
 def _known(extensions: tuple[str, ...] = _EXTENSIONS) -> str:
-  return f"{' '.join(filter(None, extensions))}, and these with {' '.join(archives.COMPRESSIONS)} appended"
+  return (f"{' '.join(filter(None, extensions))}, and these with "
+          f"{' '.join(archives.COMPRESSIONS)} appended")
 
 
 def file_format(name: str) -> tuple[str, str]:
@@ -168,9 +170,9 @@ def reading(shown: str) -> Iterator[None]:
     if isinstance(e, OSError) and e.errno is not None:  # bz2 and pyarrow raise it without
       raise UserError(f"{shown} cannot be read ({e.strerror}); check that it is there and "
                       "readable.") from e
-    if "dictionary" in str(e).lower() and isinstance(e, archives.BROKEN):
-      raise UserError(f"{shown} was compressed with a dictionary, which it does not hold "
-                      f"({_first_line(e)}); decompress it first.") from e
+    if isinstance(e, archives.BROKEN) and re.search("dictionary|memory", str(e), re.IGNORECASE):
+      raise UserError(f"{shown} cannot be decompressed here ({_first_line(e)}); decompress it "
+                      "first, with its dictionary or where there is more memory.") from e
     raise UserError(f"{shown} is broken or cut off ({_first_line(e)}); fetch it again or leave it "
                     "out.") from e
 
@@ -243,7 +245,8 @@ def _read_json_lines(f: IO[bytes], shown: str, text_field: str) -> Iterator[str]
     if not line.strip():
       continue
     place = f"{shown}, line {number}"
-    record = parse_json(decode(line, shown, number), place, "write one JSON object per line")
+    record = parse_json(decode(line, shown, number), place, "write one JSON object per line, "
+                        "an array for example by jq -c '.[]'")
     if not isinstance(record, dict):
       raise UserError(f"{place} is not a JSON object; write one object with the field "
                       f"{text_field!r} per line.")

@@ -47,8 +47,8 @@ class RoundTrip:
     shown = ", ".join(f"{c!r} {n:,} times" for c, n in self.lost.most_common(_SHOWN))
     more = f" and {len(self.lost) - _SHOWN} more" if len(self.lost) > _SHOWN else ""
     return (f"the tokenizer loses characters: in a sample of {self._num_documents:,} documents "
-            f"{shown}{more} did not come back; a model never sees them. A byte-level tokenizer, or "
-            "one that falls back on bytes, loses none.")
+            f"{shown}{more} did not come back, so a model cannot read or write them; a byte-level "
+            "tokenizer, or one that falls back on bytes, loses none.")
 
 
 def long_word(text: str) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sentencepiece
 import tokenizers as hf
 from sentencepiece import sentencepiece_model_pb2
 
