@@ -69,8 +69,14 @@ def write(tokenizer: tokenizers.Tokenizer, saved: Path, out: Path, length: int) 
 
 
 def _same_ids(made: hf.Tokenizer, tokenizer: tokenizers.Tokenizer) -> bool:
-  return all(np.array_equal(made.encode(text).ids, ids)
-             for text, ids in zip(_SAMPLES, tokenizer.encode_batch(_SAMPLES), strict=True))
+  for text in _SAMPLES:
+    try:
+      ids, = tokenizer.encode_batch([text])
+    except UserError:  # it has no token for what it does not know
+      continue
+    if not np.array_equal(made.encode(text).ids, ids):
+      return False
+  return True
 
 
 def _plain(content: str) -> hf.Tokenizer:
