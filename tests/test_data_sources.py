@@ -205,6 +205,16 @@ def test_another_column_is_only_proposed_when_it_holds_text(tmp_path):
     read(tmp_path / "a.parquet")
 
 
+def test_parquet_that_was_changed_since_it_was_written(tmp_path):
+  pa.parquet.write_table(pa.table({"text": ["some words"] * 50}), tmp_path / "a.parquet",
+                         use_dictionary=False, compression="none", write_page_checksum=True)
+  content = (tmp_path / "a.parquet").read_bytes()
+  assert read(tmp_path / "a.parquet") == ["some words"] * 50
+  (tmp_path / "a.parquet").write_bytes(content.replace(b"some words", b"some wards"))
+  with pytest.raises(UserError, match="a.parquet is broken or cut off"):
+    read(tmp_path / "a.parquet")
+
+
 def test_folders_and_brackets_in_paths(tmp_path):
   (tmp_path / "lr[1e-3]").mkdir()
   (tmp_path / "lr[1e-3]" / "a.txt").write_text("x")

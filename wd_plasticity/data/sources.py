@@ -209,7 +209,8 @@ def _read_tar(f: IO[bytes], shown: str, text_field: str) -> Iterator[str]:
 
 
 def _read_parquet(f: IO[bytes], shown: str, text_field: str, seekable: bool) -> Iterator[str]:
-  file = pa.parquet.ParquetFile(f if seekable else io.BytesIO(f.read()))
+  file = pa.parquet.ParquetFile(f if seekable else io.BytesIO(f.read()),
+                                page_checksum_verification=True)
   names = file.schema_arrow.names
   if text_field not in names:
     raise missing_field(shown, text_field, names)
@@ -227,6 +228,8 @@ def _read_parquet(f: IO[bytes], shown: str, text_field: str, seekable: bool) -> 
         raise UserError(f"{shown}, row {row} (from 0): column {text_field!r} is not UTF-8 text "
                         f"({e.reason}); convert it or set data.text_field to another.") from e
       row += 1
+  if row != file.metadata.num_rows:
+    raise EOFError(f"it has {row} of {file.metadata.num_rows} rows")
 
 
 def _is_text(kind: pa.DataType) -> bool:
