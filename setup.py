@@ -34,6 +34,7 @@ CORE = [
     "tensorflow-datasets>=4.9.9,<5",
     "threadpoolctl>=3.5,<4",
     "tokenizers>=0.21,<0.24",
+    "zstandard>=0.22,<1",
 ]
 
 EXTRAS = {
@@ -47,7 +48,7 @@ EXTRAS = {
     "docs": ["ipykernel>=6.29,<8", "latex2mathml>=3.77,<4", "myst-nb>=1.2,<2", "sphinx>=8,<10",
              "sphinx-book-theme>=1.1,<2"],
     "test": ["coverage>=7.10,<8", "pytest>=8,<10", "pytest-timeout>=2.3,<3", "pytest-xdist>=3.6,<4",
-             "ruff>=0.6", "scikit-learn>=1.5,<2", "zstandard>=0.22,<1"],
+             "ruff>=0.6", "scikit-learn>=1.5,<2"],
     # torch is the independent reference of the parity suite and of bench --peer.
     "parity": ["torch>=2.4,<2.14", "transformers>=4.47,<6"],
 }

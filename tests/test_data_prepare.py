@@ -1,8 +1,10 @@
 """Preparation: splits, packing, the cache by content, interruptions, errors."""
 
+import errno
 import json
 import multiprocessing
 import os
+import pathlib
 import random
 import shutil
 import threading
@@ -205,9 +207,10 @@ def test_hashes_are_remembered_but_not_of_files_just_written(tmp_path, monkeypat
   again = records_lib.FileHashes(str(tmp_path / "h.json"))
   monkeypatch.setattr(records_lib.hashlib, "file_digest", None)  # would raise
   assert again(str(path)) == digest
-  (tmp_path / "h.json").write_text("{damaged")
   monkeypatch.undo()
-  assert records_lib.FileHashes(str(tmp_path / "h.json"))(str(path)) == digest
+  for damaged in ("{damaged", "[1]", "3", "[" * 100_000, '{"/x": 1' + "0" * 5000 + "}"):
+    (tmp_path / "h.json").write_text(damaged)
+    assert records_lib.FileHashes(str(tmp_path / "h.json"))(str(path)) == digest
 
 
 def test_an_interrupted_preparation_leaves_nothing_that_passes(data, tmp_path, monkeypatch):
@@ -239,6 +242,39 @@ def test_a_damaged_cache_is_prepared_anew(data, tmp_path, name, cut):
   lines = []
   np.testing.assert_array_equal(prepare(data, tmp_path, lines).records["train"], wanted)
   assert lines
+
+
+@pytest.mark.parametrize("damage", ["no tokenizer", "stats of others", "meta of others"])
+def test_a_cache_that_misses_a_part_is_prepared_anew(data, tmp_path, damage):
+  first = prepare(data, tmp_path)
+  folder = pathlib.Path(first.directory)
+  if damage == "no tokenizer":
+    shutil.rmtree(folder / "tokenizer")
+  elif damage == "stats of others":
+    (folder / "stats.json").write_text("[1]")
+  else:
+    (folder / "tokenizer" / "meta.json").write_text("{}")
+  lines = []
+  prepare(data, tmp_path, lines)
+  assert any("preparing" in line for line in lines)
+
+
+def test_null_texts_are_counted_as_empty(data, tmp_path):
+  with open(tmp_path / "a.jsonl", "a") as f:
+    f.write('{"text": null}\n' * 3)
+  lines = []
+  assert prepare(data, tmp_path, lines).stats["dropped"]["empty"] == 3
+  assert lines[-1].endswith("dropped 0 duplicates and 3 empty")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EROFS, errno.EACCES])
+def test_a_folder_that_cannot_be_locked_is_one_sentence(data, tmp_path, monkeypatch, number):
+  def acquire(self, *args, **kwargs):
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(prepare_lib.filelock.FileLock, "acquire", acquire)
+  with pytest.raises(UserError, match="cannot be written to .*set data.cache_dir to another"):
+    prepare(data, tmp_path)
 
 
 def test_an_unclosed_record_file_holds_no_record(tmp_path):

@@ -1,10 +1,12 @@
 """Documents from files of every kind, TFDS data sets and installed packages."""
 
+import bz2
 import gzip
 import io
 import json
 import lzma
 import os
+import shutil
 import tarfile
 
 import pyarrow as pa
@@ -19,6 +21,7 @@ TEXTS = ["First.\r\nLine two é", "Second document", "Third 漢字"]
 COMPRESS = {
     "": lambda b: b,
     ".gz": gzip.compress,
+    ".bz2": bz2.compress,
     ".xz": lzma.compress,
     ".zst": zstandard.ZstdCompressor().compress,
 }
@@ -56,15 +59,16 @@ def test_every_format_and_compression(tmp_path, kind, compression):
   assert read(path) == (TEXTS if kind not in (".txt", ".md") else TEXTS[:1])
 
 
-@pytest.mark.parametrize("ending", ["tar", "tar.gz", "tgz", "tar.xz", "txz", "tar.zst"])
+@pytest.mark.parametrize(
+    "ending", ["tar", "tar.gz", "tgz", "tar.bz2", "tbz2", "tar.xz", "txz", "tar.zst"])
 def test_tar_members_of_every_kind(tmp_path, ending):
   members = {f"folder/b{kind}{c}": COMPRESS[c](encode(kind, TEXTS))
              for kind in (".txt", ".jsonl", ".parquet") for c in COMPRESS}
   members |= {"LICENCE": b"no data", "folder/._b.txt": b"\xff\xfe"}
-  compression = {"tgz": ".gz", "txz": ".xz"}.get(ending, ending.removeprefix("tar"))
+  compression = {"tgz": ".gz", "tbz2": ".bz2", "txz": ".xz"}.get(ending, ending.removeprefix("tar"))
   path = tmp_path / f"a.{ending}"
   path.write_bytes(COMPRESS[compression](tar(members)))
-  assert read(path) == TEXTS[:1] * 4 + TEXTS * 8
+  assert read(path) == TEXTS[:1] * 5 + TEXTS * 10
 
 
 def test_zst_of_several_frames(tmp_path):
@@ -86,7 +90,7 @@ def test_byte_order_mark_is_not_text(tmp_path):
   assert read(tmp_path / "a.txt") == ["hello"]
 
 
-@pytest.mark.parametrize("compression", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("compression", [".gz", ".bz2", ".xz", ".zst"])
 @pytest.mark.parametrize("kind", [".txt", ".tar", ".jsonl", ".parquet"])
 def test_cut_off_file_is_named(tmp_path, kind, compression):
   content = os.urandom(20000).hex()
@@ -140,6 +144,93 @@ def test_wrong_inputs_are_one_sentence(tmp_path):
     sources.open_source("files", " ", "text", "data.train")
 
 
+TEXT_COLUMNS = [
+    pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(),
+    pa.binary_view(), pa.dictionary(pa.int32(), pa.string()), pa.dictionary(pa.int8(), pa.binary())]
+
+
+@pytest.mark.parametrize("kind", TEXT_COLUMNS, ids=str)
+def test_every_column_of_text_is_text(tmp_path, kind):
+  column = pa.array([TEXTS[0], None, TEXTS[2], TEXTS[0]], pa.string()).cast(
+      pa.binary() if "binary" in str(kind) else pa.string())
+  column = column.dictionary_encode().cast(kind) if "dict" in str(kind) else column.cast(kind)
+  pa.parquet.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+  stored = pa.parquet.read_schema(tmp_path / "a.parquet").field("text").type
+  assert stored == kind or "view" in str(kind) or "dict" in str(kind)
+  assert read(tmp_path / "a.parquet") == [TEXTS[0], "", TEXTS[2], TEXTS[0]]
+
+
+def test_null_is_an_empty_document_in_every_format(tmp_path):
+  (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text": null}\n{"text": "y"}\n')
+  pa.parquet.write_table(pa.table({"text": ["x", None, "y"]}), tmp_path / "a.parquet")
+  pa.parquet.write_table(pa.table({"text": pa.nulls(2)}), tmp_path / "none.parquet")
+  assert read(tmp_path / "a.jsonl") == read(tmp_path / "a.parquet") == ["x", "", "y"]
+  assert read(tmp_path / "none.parquet") == ["", ""]
+
+
+def test_bytes_that_are_not_utf8_are_named_by_line(tmp_path):
+  lines = [b'{"text": "a"}', b"", b'{"text": "caf\xe9"}', b'{"text": "b"}']
+  for name in ("a.jsonl", "a.txt", "a.md.gz"):
+    content = b"\n".join(lines)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(UserError, match=rf"{name} is not UTF-8 text \(line 3, byte 14 of it"):
+      read(tmp_path / name)
+  pa.parquet.write_table(pa.table({"text": pa.array([b"a"] * 300 + [b"caf\xe9"])}),
+                         tmp_path / "a.parquet")
+  with pytest.raises(UserError, match=r"a.parquet, row 300 \(from 0\): column 'text' is not UTF-8"):
+    read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("line,message", [
+    ('{"text": "x", "n": ' + "1" * 5000 + "}", "line 2 holds a whole number of more digits"),
+    ('{"text": "x", "n": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 2 .*nested too deeply"),
+    ('{"text": "x", "n": }', "line 2 is not JSON"),
+    ('{"text": ["x"], "body": "y", "n": 1}', "line 2: field 'text' holds list, not text; "
+     "set data.text_field to one of body[.]"),
+    ('{"text": 1, "n": 1}', "line 2: field 'text' holds int, not text; write text there"),
+    ('{"body": "x"}', "line 2 has no text in a field 'text'; set data.text_field to one of body"),
+])
+def test_a_line_that_cannot_be_read_is_one_sentence(tmp_path, line, message):
+  (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' + line + "\n")
+  with pytest.raises(UserError, match=rf"a\.jsonl, {message}") as e:
+    read(tmp_path / "a.jsonl")
+  assert "\n" not in str(e.value) and len(str(e.value)) < 400
+
+
+def test_another_column_is_only_proposed_when_it_holds_text(tmp_path):
+  table = {"text": [1], "id": [2], "body": ["x"], "raw": [b"x"], "list": [["x"]]}
+  pa.parquet.write_table(pa.table(table), tmp_path / "a.parquet")
+  with pytest.raises(UserError, match="column 'text' holds int64, not text; set data.text_field to "
+                                      "one of body, raw[.]$"):
+    read(tmp_path / "a.parquet")
+
+
+def test_parquet_that_was_changed_since_it_was_written(tmp_path):
+  pa.parquet.write_table(pa.table({"text": ["some words"] * 50}), tmp_path / "a.parquet",
+                         use_dictionary=False, compression="none", write_page_checksum=True)
+  content = (tmp_path / "a.parquet").read_bytes()
+  assert read(tmp_path / "a.parquet") == ["some words"] * 50
+  (tmp_path / "a.parquet").write_bytes(content.replace(b"some words", b"some wards"))
+  with pytest.raises(UserError, match="a.parquet is broken or cut off"):
+    read(tmp_path / "a.parquet")
+
+
+def test_folders_and_brackets_in_paths(tmp_path):
+  (tmp_path / "lr[1e-3]").mkdir()
+  (tmp_path / "lr[1e-3]" / "a.txt").write_text("x")
+  assert read(tmp_path / "lr[1e-3]" / "a.txt") == read(tmp_path / "lr[1e-3]" / "*.txt") == ["x"]
+  with pytest.raises(UserError, match=r"lr\[1e-3\] is a folder; name the files in it"):
+    read(tmp_path / "lr[1e-3]")
+
+
+def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch):
+  (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+  source = sources.open_source("files", str(tmp_path / "a.jsonl"), "text", "data.train")
+  (tmp_path / "a.jsonl").unlink()
+  with pytest.raises(UserError, match="a.jsonl cannot be read .No such file"):
+    list(source.documents())
+
+
 def test_docstrings_in_source_order_without_importing():
   source = b'''"""Module."""
 raise RuntimeError("must not run")
@@ -190,11 +281,13 @@ def tfds_folder(tmp_path_factory):
               {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=2)}))
 
     def _split_generators(self, dl_manager):
-      return {"train": self._generate_examples(20), "test": self._generate_examples(3)}
+      return {"train": self._generate_examples(20), "test": self._generate_examples(3),
+              "latin": self._generate_examples(4)}
 
     def _generate_examples(self, n):
       for i in range(n):
-        yield i, {"text": f"document {i} é", "label": i % 2}
+        text = f"document {i} é" if n != 4 else b"caf\xe9"
+        yield i, {"text": text, "label": i % 2}
 
   builder = TinyCorpus(data_dir=tmp_path_factory.mktemp("tfds"), file_format="array_record")
   builder.download_and_prepare()
@@ -227,6 +320,42 @@ def test_tfds_mistakes(tfds_folder, tmp_path):
     read_tfds(str(tmp_path / "none"))
   with pytest.raises(UserError, match="TFDS knows no data set 'no_such_set'"):
     read_tfds("no_such_set:train")
+
+
+def test_tfds_text_that_is_not_utf8_is_named_by_record(tfds_folder):
+  with pytest.raises(UserError, match=r"tiny_corpus/1.0.0:latin, record 0 \(from 0\) is not UTF-8"):
+    read_tfds(f"{tfds_folder}:latin")
+
+
+@pytest.mark.parametrize("damage", ["half", "most", "empty", "missing", "info"])
+def test_tfds_files_that_are_damaged(tfds_folder, tmp_path, damage):
+  """Of a file cut after its first block array_record reads as many records, of nothing."""
+  folder = tmp_path / "tiny_corpus" / "1.0.0"
+  shutil.copytree(tfds_folder, folder)
+  path, = folder.glob("*-test.*")
+  size = path.stat().st_size
+  if damage == "missing":
+    path.unlink()
+  elif damage == "info":
+    os.truncate(folder / "dataset_info.json", 40)
+  else:
+    os.truncate(path, {"half": size // 2, "most": size - 9, "empty": 0}[damage])
+  message = "is not a prepared TFDS data set" if damage == "info" else "is broken or cut off"
+  with pytest.raises(UserError, match=message) as e:
+    read_tfds(f"{folder}:test")
+  assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("spec", ["no such set", "a/b/c/d", "imdb_reviews/plain_text:9.9.9"])
+def test_tfds_names_that_cannot_be(spec):
+  with pytest.raises(UserError, match="data.train: TFDS (cannot open|knows no)") as e:
+    read_tfds(spec)
+  assert "\n" not in str(e.value)
+
+
+def test_tfds_split_without_a_record(tfds_folder):
+  with pytest.raises(UserError, match="there is no record in .*:train\\[:0\\]"):
+    read_tfds(f"{tfds_folder}:train[:0]")
 
 
 def test_tfds_name_needs_tensorflow(monkeypatch, tmp_path):

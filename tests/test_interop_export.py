@@ -189,6 +189,13 @@ def test_bytes_as_a_tokenizer_json(tmp_path):
   assert_same(made, tokenizer)
 
 
+def test_a_tokenizer_without_a_token_for_the_unknown(tmp_path):
+  words = hf.Tokenizer(hf.models.WordLevel({"a": 0, "</s>": 1}))
+  tokenizer = tokenizers.HFTokenizer(words.to_str(), "test")
+  made, notes = as_written(tokenizer, tmp_path)
+  assert not notes and made.encode("a").ids == [0]
+
+
 def test_what_a_tokenizer_adds_around_a_text_is_left_out(tmp_path):
   trained = hf.Tokenizer.from_str(tokenizers.train_bpe(TEXTS * 3, 290)._content)
   trained.post_processor = hf.processors.TemplateProcessing(

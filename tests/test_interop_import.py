@@ -11,6 +11,7 @@ import ml_dtypes
 import model_directory
 import numpy as np
 import pytest
+import sentencepiece
 from safetensors.numpy import load_file, save_file
 
 from wd_plasticity.config import default_config
@@ -347,6 +348,7 @@ def spoil_vocabulary(folder):
     (lambda f: (f / "config.json").unlink(), {}, "has no config.json"),
     (lambda f: (f / "tokenizer.json").unlink(), {}, "no tokenizer that can be read.*--tokenizer"),
     (lambda f: (f / "tokenizer.json").write_text("{"), {}, "is not a tokenizer.json"),
+    (lambda f: (f / "tokenizer.json").write_bytes(b"\xff"), {}, "is not a tokenizer.json"),
     (spoil_vocabulary, {}, "has 2.. tokens and the embedding .* 258 rows"),
     (shutil.rmtree, {}, "There is no directory"),
     (lambda f: None, dict(weight_decay=None), "--weight_decay=NUMBER is missing"),
@@ -379,6 +381,41 @@ def test_another_end_of_sequence(tmp_path):
   [target], _ = targets.find([str(tmp_path / "w")])
   assert target.tokenizer.decode([target.tokenizer.eos_id]) == "d"
   assert "ends also at 0, 1" in said
+
+
+def test_an_end_of_sequence_that_no_file_names(tmp_path):
+  folder = tmp_path / "a"
+  model_directory.write(folder, eos_token_id=None)
+  (folder / "tokenizer_config.json").unlink()
+  _, said = run(folder, tmp_path / "guessed")
+  assert "the token <|endoftext|> (id 0), which is guessed by its name; to name another" in said
+  path = folder / "tokenizer.json"
+  path.write_text(path.read_text().replace("<|endoftext|>", "<end>"))
+  with pytest.raises(UserError, match="set eos_token of tokenizer_config.json to the token that "
+                                      "ends a document .its special tokens: <end>"):
+    run(folder, tmp_path / "asked")
+  with pytest.raises(UserError, match="set the eos_token of tokenizer_config.json beside it"):
+    run(folder, tmp_path / "asked", tokenizer=str(path))  # a file alone has nobody to say it
+  (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+  _, said = run(folder, tmp_path / "named", tokenizer=str(folder))
+  assert "guessed" not in said
+
+
+def test_a_sentencepiece_model_with_another_end(tmp_path):
+  folder = tmp_path / "a"
+  model_directory.write(folder)
+  (folder / "tokenizer.json").unlink()
+  with open(folder / "tokenizer.model", "wb") as f:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the decay of a weight"] * 9), model_writer=f, vocab_size=16,
+        minloglevel=2)
+  (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<s>"}))
+  run(folder, tmp_path / "w")
+  [target], _ = targets.find([str(tmp_path / "w")])
+  assert target.tokenizer.eos_id == 1  # </s> is 2
+  (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<x>"}))
+  with pytest.raises(UserError, match="eos_token of tokenizer_config.json='<x>' is not a token of"):
+    run(folder, tmp_path / "v")
 
 
 def test_the_program(tmp_path):

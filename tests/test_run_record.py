@@ -60,6 +60,23 @@ def test_fields_that_do_not_decide_the_result_may_change(tmp_path):
   run_record.check_member(tmp_path, config, **FINGERPRINTS)
 
 
+NAMED = {"name": "a better name", "data.train": "/moved/*.txt", "data.validation": "/moved/v.txt",
+         "data.tokenizer.path": "/moved/t.json", "data.tokenizer.eos": "</s>"}
+
+
+def test_what_is_named_is_compared_by_its_content(tmp_path):
+  run_record.check_member(tmp_path, default_config(), **FINGERPRINTS)
+  config = default_config()
+  config.update_from_flattened_dict(NAMED)
+  run_record.check_member(tmp_path, config, **FINGERPRINTS)
+  with pytest.raises(UserError, match='data.train was "" and is now "/moved/[*].txt".*, and the '
+                                      "content is another; bring"):
+    run_record.check_member(tmp_path, config, **FINGERPRINTS | {"data_fingerprint": "d2"})
+  config.data.train_subset_fraction = 0.2  # begins like data.train
+  with pytest.raises(UserError, match="data.train_subset_fraction was 0.05 and is now 0.2"):
+    run_record.check_member(tmp_path, config, **FINGERPRINTS)
+
+
 @pytest.mark.parametrize("what", ["tokenizer", "data"])
 def test_another_fingerprint_has_its_own_sentence(tmp_path, what):
   run_record.check_member(tmp_path, default_config(), **FINGERPRINTS)

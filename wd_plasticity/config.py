@@ -69,9 +69,10 @@ def default_config() -> ConfigDict:
       num_workers=2,  # threads that read ahead
   ))
   c.data.tokenizer = ConfigDict(dict(
-      kind="bpe",  # byte, bpe (trained on the corpus), json, sentencepiece, gpt2
-      path="",  # json: tokenizer.json; sentencepiece: .model; gpt2: a directory
+      kind="bpe",  # byte, bpe (trained on the corpus), json, sentencepiece, gpt2, saved
+      path="",  # json: tokenizer.json; sentencepiece: .model; gpt2: a directory; saved: a run's
       vocab_size=4096,  # bpe only
+      eos="",  # json, sentencepiece, gpt2: the token that ends a document; empty: guessed, and said
   ))
 
   c.optim = ConfigDict(dict(

@@ -134,7 +134,8 @@ def _tokenizer_size(config: ConfigDict) -> int:
   if section.kind in ("json", "sentencepiece", "gpt2") and not section.path:
     if config.model.vocab_size:
       return config.model.vocab_size
-  return tokenizers.make(section.kind, section.path, section.vocab_size, ()).vocab_size
+  return tokenizers.make(section.kind, section.path, section.vocab_size, (),
+                         section.get("eos", "")).vocab_size
 
 
 def _check_mesh(config, model: ModelConfig, num_devices: int) -> dict[str, int]:

@@ -29,7 +29,7 @@ import numpy as np
 from absl import flags
 
 from wd_plasticity import cli
-from wd_plasticity.data import documents, sources, tokenizers
+from wd_plasticity.data import documents, sources, text_checks, tokenizers
 from wd_plasticity.data import records as records_lib
 from wd_plasticity.errors import UserError
 from wd_plasticity.files import write_json
@@ -50,8 +50,9 @@ class Prepared:
     records: memory-mapped [n, L+1] of each split: train, train_subset, validation. The
       three share no document.
     training_records: train and train_subset as one, what a model is trained on.
-    stats: documents, bytes, tokens and records of each split, what was dropped, and
-      bytes_per_token and tokens_per_document.
+    stats: documents, bytes, tokens and records of each split, what was dropped,
+      bytes_per_token and tokens_per_document, characters that the tokenizer loses, and
+      notes: sentences on what to know of text and tokenizer.
   """
 
   directory: str
@@ -84,6 +85,8 @@ def prepare(data, cache_dir: str | os.PathLike, report: Callable[[str], None] = 
   directory = os.path.join(cache_dir, fingerprint[:32])
   prepared = _open(directory, fingerprint)
   if prepared is not None:
+    for note in prepared.stats.get("notes", ()):
+      report(f"data: {note}")
     return prepared
   lock = filelock.FileLock(directory + ".lock")
   try:
@@ -91,7 +94,7 @@ def prepare(data, cache_dir: str | os.PathLike, report: Callable[[str], None] = 
   except filelock.Timeout:
     report(f"data: another process prepares {directory}; waiting for it")
     lock.acquire()
-  except PermissionError as e:
+  except OSError as e:
     raise _cannot_write(cache_dir, e) from e
   try:
     prepared = _open(directory, fingerprint)  # another process may have been first
@@ -173,7 +176,15 @@ def _fingerprint(data, train, validation, hashes: records_lib.FileHashes) -> str
       data.train_subset_fraction, data.max_documents, data.sequence_length, section.kind,
       section.vocab_size if section.kind == "bpe" else 0,
       [hashes(path) for path in tokenizers.files(section.kind, section.path)],
+      *_eos(section),
   ])
+
+
+def _eos(section) -> list[str]:
+  """The end of a document, where a field names another than the one that would be guessed."""
+  eos = section.get("eos", "")  # older configurations have no such field
+  eos = eos and tokenizers.make(section.kind, section.path, section.vocab_size, (), eos).eos
+  return [eos] if eos else []
 
 
 def _open(directory: str, fingerprint: str) -> Prepared | None:
@@ -183,14 +194,18 @@ def _open(directory: str, fingerprint: str) -> Prepared | None:
       stats = json.load(f)
     records = {split: np.load(os.path.join(directory, f"{split}.npy"), mmap_mode="r",
                               allow_pickle=False) for split in documents.SPLITS}
-  except (FileNotFoundError, ValueError, EOFError):
-    return None  # ValueError and EOFError: a damaged file
-  if stats["fingerprint"] != fingerprint or any(
-      len(records[s]) != stats["splits"][s]["records"] for s in documents.SPLITS):
-    return None
+    tokenizer = tokenizers.load(os.path.join(directory, "tokenizer"))
+    if stats["fingerprint"] != fingerprint or any(
+        len(records[s]) != stats["splits"][s]["records"] for s in documents.SPLITS):
+      return None
+  except (FileNotFoundError, NotADirectoryError, ValueError, EOFError, KeyError, TypeError,
+          UserError):
+    return None  # what is not there, or damaged, is prepared anew
+  except OSError as e:
+    raise UserError(f"{directory} cannot be read ({e.strerror}); set data.cache_dir to another "
+                    "folder.") from e
   return Prepared(
-      directory=directory, fingerprint=fingerprint,
-      tokenizer=tokenizers.load(os.path.join(directory, "tokenizer")), records=records,
+      directory=directory, fingerprint=fingerprint, tokenizer=tokenizer, records=records,
       training_records=records_lib.JoinedRecords([records["train"], records["train_subset"]]),
       stats=stats)
 
@@ -212,15 +227,33 @@ def _write(data, train, validation, fingerprint, directory, report) -> None:
         strip=data.strip, validation_fraction=data.validation_fraction,
         train_subset_fraction=data.train_subset_fraction, max_documents=data.max_documents)
     section = data.tokenizer
+    long_words = text_checks.LongWords(report)
     if section.kind == "bpe":
       report(f"data: training a tokenizer of {section.vocab_size} ids")
     tokenizer = tokenizers.make(section.kind, section.path, section.vocab_size,
-                                _training_texts(stream, report))
+                                _training_texts(stream, report, long_words),
+                                section.get("eos", ""))
+    notes = []
+    if tokenizer.guesses and section.kind in ("json", "gpt2", "sentencepiece"):
+      notes.append(f"{tokenizers.on_guess(tokenizer)}; to name another, set data.tokenizer.eos.")
+      report(f"data: {notes[-1]}")
     tokenizer.save(os.path.join(temporary, "tokenizer"))
     _require_space(parent, text_bytes, tokenizer)
-    stats = _write_records(stream, tokenizer, data.sequence_length, temporary, report)
+    round_trip = text_checks.RoundTrip(tokenizer)
+
+    def look(texts):
+      if section.kind != "byte":
+        for text in texts:
+          long_words.see(text)
+      round_trip.see(texts)
+
+    stats = _write_records(stream, tokenizer, data.sequence_length, temporary, report, look)
     _require_records(stats, data)
-    stats.update(fingerprint=fingerprint, tokenizer_fingerprint=tokenizer.fingerprint,
+    if round_trip.lost:
+      report(f"data: {round_trip.note()}")
+    notes += filter(None, [long_words.note, round_trip.note()])
+    stats.update(notes=notes, lost_characters=dict(round_trip.lost.most_common()),
+                 fingerprint=fingerprint, tokenizer_fingerprint=tokenizer.fingerprint,
                  seconds=round(time.monotonic() - start, 1))
     write_json(os.path.join(temporary, "stats.json"), stats)
     os.rename(temporary, directory)
@@ -228,14 +261,15 @@ def _write(data, train, validation, fingerprint, directory, report) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
   report(f"data: {stats['tokens'] / 1e6:.2f} M tokens, {stats['bytes_per_token']:.2f} bytes each, "
          f"of {stats['documents']} documents in {stats['seconds']} s; dropped "
-         f"{stats['dropped']['duplicates']} duplicates")
+         f"{stats['dropped']['duplicates']} duplicates and {stats['dropped']['empty']} empty")
 
 
-def _training_texts(stream, report) -> Iterator[str]:
+def _training_texts(stream, report, long_words) -> Iterator[str]:
   """What a tokenizer is trained on: the documents that are not held out."""
   reported, num_characters = time.monotonic(), 0
   for split, text in documents.in_background(stream, 64):
     if split != "validation":
+      long_words.see(text)
       yield text
       num_characters += len(text)
       if time.monotonic() - reported > _REPORT_SECONDS:
@@ -252,7 +286,7 @@ def _require_space(folder: str, text_bytes: int, tokenizer: tokenizers.Tokenizer
                     f"{free / 1e9:.1f} GB free; free some or set data.cache_dir to another disk.")
 
 
-def _write_records(stream, tokenizer, sequence_length, folder, report) -> dict:
+def _write_records(stream, tokenizer, sequence_length, folder, report, look) -> dict:
   dtype = records_lib.smallest_dtype(tokenizer.vocab_size)
   writers = {split: records_lib.RecordWriter(os.path.join(folder, f"{split}.npy"),
                                              sequence_length + 1, dtype)
@@ -262,7 +296,9 @@ def _write_records(stream, tokenizer, sequence_length, folder, report) -> dict:
   try:
     batches = documents.in_batches(stream, _BATCH_CHARACTERS)
     for batch in documents.in_background(batches, 2):
-      ids_of = tokenizer.encode_batch([text for _, text in batch])
+      texts = [text for _, text in batch]
+      look(texts)
+      ids_of = tokenizer.encode_batch(texts)
       for (split, text), ids in zip(batch, ids_of, strict=True):
         writers[split].add(np.append(ids, tokenizer.eos_id))
         counts = splits[split]

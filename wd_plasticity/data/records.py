@@ -98,7 +98,7 @@ class FileHashes:
     try:
       with open(path, encoding="utf-8") as f:
         self._known = dict(json.load(f))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, RecursionError):
       self._known = {}  # only saves time: start anew when it is missing or damaged
 
   def __call__(self, path: str) -> str:

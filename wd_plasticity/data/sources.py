@@ -6,36 +6,32 @@ cache can be addressed by content) and iterates its documents as raw text.
 Files are named by globs, comma separated (`**` descends into folders), and read by
 their extension: .txt .text .md .markdown hold one document each, .jsonl and .json
 one JSON object per line, .parquet one row per document; any of them may end in .gz,
-.xz or .zst, or be a member of a .tar (.tgz, .txz and the endings above too).
+.bz2, .xz or .zst, or be a member of a .tar (.tgz, .txz and the endings above too).
+A text that is null is an empty document.
 """
 
 import contextlib
 import dataclasses
 import functools
 import glob
-import gzip
 import io
 import json
-import lzma
 import os
-import tarfile
-import zlib
-from collections.abc import Iterator
-from typing import IO, Protocol
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet
 
-from wd_plasticity.data import embedded
+from wd_plasticity.data import archives, embedded
 from wd_plasticity.errors import UserError
 
 _TEXT = (".txt", ".text", ".md", ".markdown")
 _JSON = (".jsonl", ".json")
-_SHORT_TAR = {".tgz": ".tar.gz", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
-_COMPRESSED = (".gz", ".xz", ".zst")
+_SHORT_TAR = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
 _EXTENSIONS = (*_TEXT, *_JSON, ".parquet", ".tar")
-_BROKEN = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, tarfile.TarError,
-           pa.ArrowException)
 
 
 class Source(Protocol):
@@ -104,7 +100,7 @@ class FileSource:
 
   def documents(self) -> Iterator[str]:
     for path in self.paths:
-      with open(path, "rb") as f:
+      with reading(path), open(path, "rb") as f:
         yield from _read(f, path, path, self.text_field)
 
   def text_bytes(self) -> int:
@@ -122,7 +118,13 @@ def find_files(spec: str, field: str, extensions: tuple[str, ...] = _EXTENSIONS)
   for pattern in filter(None, (p.strip() for p in spec.split(","))):
     pattern = os.path.expanduser(pattern)
     matches = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
+    folder, name = os.path.split(pattern)
+    if not matches and os.path.isdir(folder):  # brackets of a folder's own name are no pattern
+      matches = [os.path.join(folder, m) for m in glob.glob(name, root_dir=folder)]
     matches = sorted(m for m in matches if os.path.isfile(m))
+    if not matches and os.path.isdir(pattern):
+      raise UserError(f"{field}: {pattern} is a folder; name the files in it, like "
+                      f"{os.path.join(pattern, '**', '*.jsonl')}.")
     if not matches:
       raise UserError(f"{field}: no file matches {pattern!r}; check the path (it is relative to "
                       f"{os.getcwd()}).")
@@ -134,7 +136,8 @@ def find_files(spec: str, field: str, extensions: tuple[str, ...] = _EXTENSIONS)
 
 
 def _known(extensions: tuple[str, ...] = _EXTENSIONS) -> str:
-  return f"{' '.join(filter(None, extensions))}, and these with {' '.join(_COMPRESSED)} appended"
+  return (f"{' '.join(filter(None, extensions))}, and these with "
+          f"{' '.join(archives.COMPRESSIONS)} appended")
 
 
 def file_format(name: str) -> tuple[str, str]:
@@ -143,20 +146,13 @@ def file_format(name: str) -> tuple[str, str]:
   for short, full in _SHORT_TAR.items():
     if name.endswith(short):
       name = name.removesuffix(short) + full
-  compression = next((c for c in _COMPRESSED if name.endswith(c)), "")
+  compression = next((c for c in archives.COMPRESSIONS if name.endswith(c)), "")
   return os.path.splitext(name.removesuffix(compression))[1], compression
 
 
 def decompressed(f: IO[bytes], compression: str) -> IO[bytes]:
   """An open file read through the decompression that `file_format` names."""
-  if compression == ".gz":
-    return gzip.GzipFile(fileobj=f)
-  if compression == ".xz":
-    return lzma.LZMAFile(f)
-  if compression == ".zst":
-    # Unlike other readers, this one reports a file that was cut off.
-    return pa.CompressedInputStream(pa.PythonFile(f, mode="r"), "zstd")
-  return f
+  return archives.decompress(f, compression) if compression else f
 
 
 @contextlib.contextmanager
@@ -167,12 +163,22 @@ def reading(shown: str) -> Iterator[None]:
   except UnicodeDecodeError as e:
     raise UserError(f"{shown} is not UTF-8 text (byte {e.start}: {e.reason}); convert it, for "
                     "example with iconv.") from e
-  except (*_BROKEN, OSError) as e:
-    # pyarrow reports broken streams as plain OSError, without a number.
-    if isinstance(e, OSError) and e.errno is not None:
-      raise
-    raise UserError(f"{shown} is broken or cut off ({str(e).splitlines()[0] if str(e) else e!r}); "
-                    "fetch it again or leave it out.") from e
+  except pa.ArrowNotImplementedError as e:
+    raise UserError(f"{shown} cannot be read ({_first_line(e)}); write it in another way, for "
+                    "example as JSONL.") from e
+  except (*archives.BROKEN, pa.ArrowException, OSError) as e:
+    if isinstance(e, OSError) and e.errno is not None:  # bz2 and pyarrow raise it without
+      raise UserError(f"{shown} cannot be read ({e.strerror}); check that it is there and "
+                      "readable.") from e
+    if isinstance(e, archives.BROKEN) and re.search("dictionary|memory", str(e), re.IGNORECASE):
+      raise UserError(f"{shown} cannot be decompressed here ({_first_line(e)}); decompress it "
+                      "first, with its dictionary or where there is more memory.") from e
+    raise UserError(f"{shown} is broken or cut off ({_first_line(e)}); fetch it again or leave it "
+                    "out.") from e
+
+
+def _first_line(e: Exception) -> str:
+  return (str(e).splitlines() or [repr(e)])[0]
 
 
 def _read(f: IO[bytes], name: str, shown: str, text_field: str) -> Iterator[str]:
@@ -187,58 +193,127 @@ def _read(f: IO[bytes], name: str, shown: str, text_field: str) -> Iterator[str]
     elif kind in _JSON:
       yield from _read_json_lines(io.BufferedReader(f), shown, text_field)
     else:
-      yield f.read().decode("utf-8-sig")
+      yield decode(f.read(), shown)
 
 
 def _read_tar(f: IO[bytes], shown: str, text_field: str) -> Iterator[str]:
   num_files = 0
-  with tarfile.open(fileobj=f, mode="r|") as tar:
-    for member in tar:
-      hidden = os.path.basename(member.name).startswith(".")
-      # Archives often hold a licence or an index beside the data: unknown members are no error.
-      known = file_format(member.name)[0] in _EXTENSIONS
-      if member.isfile() and not hidden and known:
-        num_files += 1
-        yield from _read(tar.extractfile(member), member.name, f"{shown}!{member.name}", text_field)
+  for member, content in archives.tar_members(f):
+    hidden = os.path.basename(member.name).startswith(".")
+    # Archives often hold a licence or an index beside the data: unknown members are no error.
+    if not hidden and file_format(member.name)[0] in _EXTENSIONS:
+      num_files += 1
+      yield from _read(content, member.name, f"{shown}!{member.name}", text_field)
   if not num_files:
     raise UserError(f"{shown} holds no file that can be read; known extensions are {_known()}.")
 
 
 def _read_parquet(f: IO[bytes], shown: str, text_field: str, seekable: bool) -> Iterator[str]:
-  file = pa.parquet.ParquetFile(f if seekable else io.BytesIO(f.read()))
+  file = pa.parquet.ParquetFile(f if seekable else io.BytesIO(f.read()),
+                                page_checksum_verification=True)
   names = file.schema_arrow.names
   if text_field not in names:
     raise missing_field(shown, text_field, names)
   kind = file.schema_arrow.field(text_field).type
-  if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-    raise UserError(f"{shown}: column {text_field!r} holds {kind}, not text; set data.text_field "
-                    f"to one of {', '.join(names)}.")
+  if not _is_text(kind):
+    others = [field.name for field in file.schema_arrow if _is_text(field.type)]
+    raise not_text(f"{shown}: column {text_field!r} holds {kind}", others)
+  row = 0
   for batch in file.iter_batches(batch_size=256, columns=[text_field]):
     for value in batch.column(0):
-      text = value.as_py()
-      if text is not None:
-        yield text
+      try:
+        text = value.as_py()
+        yield text.decode("utf-8") if isinstance(text, bytes) else text or ""
+      except UnicodeDecodeError as e:
+        raise UserError(f"{shown}, row {row} (from 0): column {text_field!r} is not UTF-8 text "
+                        f"({e.reason}); convert it or set data.text_field to another.") from e
+      row += 1
+  if row != file.metadata.num_rows:
+    raise EOFError(f"it has {row} of {file.metadata.num_rows} rows")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+  """Whether a column holds text or the bytes of text, in any way that Arrow stores them."""
+  if isinstance(kind, pa.BaseExtensionType):
+    return _is_text(kind.storage_type)
+  if pa.types.is_dictionary(kind):
+    return _is_text(kind.value_type)
+  return any(is_kind(kind) for is_kind in (
+      pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary,
+      pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_null))
 
 
 def _read_json_lines(f: IO[bytes], shown: str, text_field: str) -> Iterator[str]:
   for number, line in enumerate(f, 1):
     if not line.strip():
       continue
-    try:
-      record = json.loads(line.decode("utf-8-sig"))
-    except json.JSONDecodeError as e:
-      raise UserError(f"{shown}, line {number} is not JSON ({e.msg}); write one JSON object per "
-                      "line.") from e
+    place = f"{shown}, line {number}"
+    record = parse_json(decode(line, shown, number), place, "write one JSON object per line, "
+                        "an array for example by jq -c '.[]'")
     if not isinstance(record, dict):
-      raise UserError(f"{shown}, line {number} is not a JSON object; write one object with the "
-                      f"field {text_field!r} per line.")
-    text = record.get(text_field)
-    if not isinstance(text, str):
-      raise missing_field(f"{shown}, line {number}", text_field, list(record))
-    yield text
+      raise UserError(f"{place} is not a JSON object; write one object with the field "
+                      f"{text_field!r} per line.")
+    if text_field not in record:
+      raise missing_field(place, text_field, list(record))
+    text = record[text_field]
+    if text is not None and not isinstance(text, str):
+      others = [name for name, value in record.items() if isinstance(value, str)]
+      raise not_text(f"{place}: field {text_field!r} holds {type(text).__name__}", others)
+    yield text or ""
 
 
-def missing_field(shown: str, text_field: str, names: list[str]) -> UserError:
-  """The error for a record without its text."""
+def decode(content: bytes, shown: str, first_line: int = 1) -> str:
+  """UTF-8 text, without a byte order mark.
+
+  Args:
+    content: of the file, or of some of its lines.
+    shown: what messages call the file.
+    first_line: the number of the first line of `content`.
+
+  Raises:
+    UserError: it is not; names the line, and the byte of the line, both from 1.
+  """
+  try:
+    return content.decode("utf-8-sig")
+  except UnicodeDecodeError as e:
+    before = e.object[:e.start]
+    line, byte = first_line + before.count(b"\n"), e.start - before.rfind(b"\n")
+    raise UserError(f"{shown} is not UTF-8 text (line {line}, byte {byte} of it: {e.reason}); "
+                    "convert it, for example with iconv.") from e
+
+
+def parse_json(text: str, shown: str, advice: str) -> Any:
+  """The value that JSON spells.
+
+  Args:
+    text: the JSON.
+    shown: what messages call it, such as 'FILE, line 3'.
+    advice: what to do when it is not JSON.
+
+  Raises:
+    UserError: it is not JSON, or none that Python reads.
+  """
+  try:
+    return json.loads(text)
+  except json.JSONDecodeError as e:
+    raise UserError(f"{shown} is not JSON ({e.msg}); {advice}.") from e
+  except ValueError as e:
+    raise UserError(f"{shown} holds a whole number of more digits than can be read "
+                    f"({sys.get_int_max_str_digits()}); write it as text or leave it out.") from e
+  except RecursionError as e:
+    raise UserError(f"{shown} holds lists or objects that are nested too deeply; flatten them or "
+                    "leave them out.") from e
+
+
+def missing_field(shown: str, text_field: str, names: Iterable[str]) -> UserError:
+  """The error for a record or a table that has no field of that name."""
   return UserError(f"{shown} has no text in a field {text_field!r}; set data.text_field to one of "
                    f"{', '.join(map(str, names)) or 'its fields (it has none)'}.")
+
+
+def not_text(what: str, others: Iterable[str]) -> UserError:
+  """The error for a field that holds something else; `others` are fields that hold text."""
+  others = ", ".join(others)
+  return UserError(f"{what}, not text; "
+                   + (f"set data.text_field to one of {others}." if others else
+                      "write text there (no other field holds any)."))

@@ -42,31 +42,57 @@ class TfdsSource:
       names = list(builder.info.features) if hasattr(builder.info.features, "keys") else []
       if self._text_field not in names:
         raise sources.missing_field(shown, self._text_field, names)
-      for record in self.records(builder, split, shown):
+      for number, record in enumerate(self.records(builder, split, shown)):
         text = record[self._text_field]
-        if not isinstance(text, (bytes, str)):
-          raise UserError(f"{shown}: field {self._text_field!r} holds {type(text).__name__}, not "
-                          f"text; set data.text_field to one of {', '.join(names)}.")
-        yield text.decode("utf-8") if isinstance(text, bytes) else text
+        if isinstance(text, bytes):
+          text = sources.decode(text, f"{shown}, record {number} (from 0)")
+        if not isinstance(text, str):
+          others = [name for name, value in record.items() if isinstance(value, (bytes, str))]
+          raise sources.not_text(
+              f"{shown}: field {self._text_field!r} holds {type(text).__name__}", others)
+        yield text
 
   def text_bytes(self) -> int:
     return sum(os.path.getsize(path) for _, path in self.files) * 2
 
   def records(self, builder, split: str, shown: str) -> Iterator[dict]:
-    """The records of one of `splits` as TFDS has them: nested NumPy values and bytes."""
-    try:
-      if builder.info.file_format.value == "array_record":
-        source = builder.as_data_source(split)
-        yield from (source[i] for i in range(len(source)))
-      else:
-        _require_tensorflow(f"{shown} is stored as {builder.info.file_format.value}")
-        import tensorflow_datasets as tfds  # pylint: disable=g-import-not-at-top
+    """The records of one of `splits` as TFDS has them: nested NumPy values and bytes.
 
-        yield from tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
+    Raises:
+      UserError: there is no such split or no record in it, or its files are damaged.
+    """
+    try:
+      expected = builder.info.splits[split].num_examples
     except (ValueError, AssertionError, KeyError) as e:
-      raise UserError(f"{self._field}: split {split!r} of {builder.info.full_name} cannot be read "
-                      f"({str(e).splitlines()[0]}); it has {', '.join(builder.info.splits)}."
-                      ) from e
+      raise UserError(f"{self._field}: {builder.info.full_name} has no split {split!r} "
+                      f"({_first_line(e)}); it has {', '.join(builder.info.splits)}.") from e
+    if not expected:
+      raise UserError(f"{self._field}: there is no record in {shown}; name a larger split.")
+    read = 0
+    try:
+      for record in _open(builder, split, shown):
+        # Past the end of a file that is cut off, array_record reads records of nothing.
+        if isinstance(record, dict) and all(value is None for value in record.values()):
+          break
+        read += 1
+        yield record
+    except UserError:
+      raise
+    except Exception as e:  # C++ libraries raise RuntimeError, TensorFlow errors of its own
+      raise UserError(f"{shown} is broken or cut off ({_first_line(e)}); prepare it again.") from e
+    if read != expected:
+      raise UserError(f"{shown} is broken or cut off (it has {read} of the {expected} records that "
+                      "its dataset_info.json names); prepare it again.")
+
+
+def _open(builder, split: str, shown: str) -> Iterator[dict]:
+  if builder.info.file_format.value == "array_record":
+    source = builder.as_data_source(split)
+    return (source[i] for i in range(len(source)))
+  _require_tensorflow(f"{shown} is stored as {builder.info.file_format.value}")
+  import tensorflow_datasets as tfds  # pylint: disable=g-import-not-at-top
+
+  return iter(tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False)))
 
 
 def _builder(name: str, field: str):
@@ -77,7 +103,11 @@ def _builder(name: str, field: str):
     if not os.path.isfile(os.path.join(path, "dataset_info.json")):
       raise UserError(f"{field}: {name} is not a prepared TFDS data set (no dataset_info.json); "
                       "name the folder of one version, like .../my_data/1.0.0.")
-    return tfds.builder_from_directory(path)
+    try:
+      return tfds.builder_from_directory(path)
+    except Exception as e:  # of JSON, of protobuf, of TFDS: whatever its files hold
+      raise UserError(f"{field}: {name} is not a prepared TFDS data set ({_first_line(e)}); "
+                      "prepare it again.") from e
   if name.startswith(("/", ".", "~")):
     raise UserError(f"{field}: the folder {name} does not exist; check the path.")
   try:
@@ -88,10 +118,17 @@ def _builder(name: str, field: str):
   except tfds.core.registered.DatasetNotFoundError as e:
     raise UserError(f"{field}: TFDS knows no data set {name!r}, and no such folder exists; check "
                     "the name.") from e
+  except (ValueError, AssertionError) as e:
+    raise UserError(f"{field}: TFDS cannot open {name!r} ({_first_line(e)}); check name, "
+                    "configuration and version.") from e
   if not builder.is_prepared():
     _require_tensorflow(f"{name} is not prepared in {builder.data_path}")
     builder.download_and_prepare()
   return builder
+
+
+def _first_line(e: Exception) -> str:
+  return (str(e).splitlines() or [type(e).__name__])[0]
 
 
 def _require_tensorflow(reason: str):

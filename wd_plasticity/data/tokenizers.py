@@ -11,9 +11,10 @@
 """
 
 import hashlib
+import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +25,7 @@ from wd_plasticity.errors import UserError
 from wd_plasticity.files import write_json
 
 KINDS = ("byte", "bpe", "json", "sentencepiece", "gpt2", "saved")
+# What the end of a document is taken to be where no field names it: the first that there is.
 EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|end_of_document|>", "[EOS]")
 _META = "meta.json"
 _SPACES = "\u2581\u0120"  # what SentencePiece and byte-level BPE write for a space
@@ -34,6 +36,8 @@ class Tokenizer(Protocol):
 
   vocab_size: int  # ids are below it
   eos_id: int  # ends every document
+  eos: str  # the token of `eos_id`, where it is not the one that would be guessed
+  guesses: dict[str, int]  # what `eos_id` was guessed from, by name; the first was taken
   fingerprint: str  # sha256 of kind and content
   adds_space: bool  # whether a text is encoded as if a space stood before it
 
@@ -47,7 +51,8 @@ class Tokenizer(Protocol):
     """Writes files that `load` reads."""
 
 
-def make(kind: str, path: str, vocab_size: int, texts: Iterable[str]) -> Tokenizer:
+def make(kind: str, path: str, vocab_size: int, texts: Iterable[str],
+         eos: str = "") -> Tokenizer:
   """The tokenizer of a `data.tokenizer` section.
 
   Args:
@@ -55,21 +60,31 @@ def make(kind: str, path: str, vocab_size: int, texts: Iterable[str]) -> Tokeniz
     path: its file or folder; unused by byte and bpe.
     vocab_size: of bpe, the end of sequence included.
     texts: what bpe is trained on; read for bpe only.
+    eos: the token that ends a document, of json, gpt2 and sentencepiece; '' to guess it.
+
+  Raises:
+    UserError: a file is missing or of another kind, or the end of a document is not known.
   """
+  if eos and kind in ("byte", "bpe", "saved"):
+    raise UserError(f"data.tokenizer.eos={eos!r} is for tokenizers that come without their end of "
+                    f"a document; kind={kind!r} has its own, so leave it empty.")
   if kind == "byte":
     return ByteTokenizer()
   if kind == "bpe":
     return train_bpe(texts, vocab_size)
   files(kind, path)  # raises when they are missing
-  if kind == "sentencepiece":
-    with open(path, "rb") as f:
-      return SentencePieceTokenizer(f.read(), path)
-  if kind == "gpt2":
-    return _from_gpt2(path)
   if kind == "saved":
     return load(path)
-  with open(path, encoding="utf-8") as f:
-    return HFTokenizer(f.read(), path)
+  if kind == "sentencepiece":
+    tokenizer = SentencePieceTokenizer(_read(path), path, eos)
+  elif kind == "gpt2":
+    tokenizer = _from_gpt2(path, eos)
+  else:
+    tokenizer = HFTokenizer(read_json_text(path), path, eos)
+  if eos and tokenizer.eos_id in tokenizer.encode_batch([eos])[0]:
+    raise UserError(f"data.tokenizer.eos={eos!r} is a token of ordinary text, so documents that "
+                    "hold it would be cut there; name a special token.")
+  return tokenizer
 
 
 def files(kind: str, path: str) -> list[str]:
@@ -97,22 +112,44 @@ def files(kind: str, path: str) -> list[str]:
 
 def load(directory: str) -> Tokenizer:
   """The tokenizer that `save` wrote into `directory`."""
+  meta = os.path.join(directory, _META)
   try:
-    with open(os.path.join(directory, _META), encoding="utf-8") as f:
-      meta = json.load(f)
-    kind = meta["kind"]
-    if kind == "byte":
-      return ByteTokenizer()
-    if kind == "sentencepiece":
-      path = os.path.join(directory, "tokenizer.model")
-      with open(path, "rb") as f:
-        return SentencePieceTokenizer(f.read(), path)
-    path = os.path.join(directory, "tokenizer.json")
-    with open(path, encoding="utf-8", newline="") as f:
-      return HFTokenizer(f.read(), path, meta.get("eos", ""))
+    fields = json.loads(_read(meta))
+    kind, eos = fields["kind"], fields.get("eos", "")
+    name = {"byte": "", "hf": "tokenizer.json", "sentencepiece": "tokenizer.model"}[kind]
+    if not isinstance(eos, str):
+      raise TypeError(f"eos is {eos!r}")
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+    raise UserError(f"{meta} is not of a tokenizer that was saved here; name the tokenizer folder "
+                    "of a run, or the tokenizer's own file with its kind.") from e
+  if kind == "byte":
+    return ByteTokenizer()
+  path = os.path.join(directory, name)
+  if kind == "sentencepiece":
+    return SentencePieceTokenizer(_read(path), path, eos)
+  return HFTokenizer(read_json_text(path, newline=""), path, eos)
+
+
+def read_json_text(path: str | os.PathLike, newline: str | None = None) -> str:
+  """The text of a tokenizer.json; a UserError when it is not there, or not a text."""
+  try:
+    return io.TextIOWrapper(io.BytesIO(_read(path)), encoding="utf-8", newline=newline).read()
+  except UnicodeDecodeError as e:
+    raise UserError(f"data.tokenizer.path: {path} is not a tokenizer.json (it is not UTF-8 text); "
+                    "convert it, or set data.tokenizer.kind='sentencepiece' when it is a .model."
+                    ) from e
+
+
+def _read(path: str | os.PathLike) -> bytes:
+  try:
+    with open(path, "rb") as f:
+      return f.read()
   except FileNotFoundError as e:
-    raise UserError(f"{directory} holds no saved tokenizer ({e.filename} is missing); name the "
-                    "tokenizer folder of a run.") from e
+    raise UserError(f"{os.path.dirname(path)} holds no saved tokenizer ({path} is missing); name "
+                    "the tokenizer folder of a run.") from e
+  except OSError as e:
+    raise UserError(f"{path} cannot be read ({e.strerror}); check that it is a readable file."
+                    ) from e
 
 
 class ByteTokenizer:
@@ -120,6 +157,8 @@ class ByteTokenizer:
 
   vocab_size = 257
   eos_id = 256
+  eos = ""
+  guesses = {}
   adds_space = False
   fingerprint = hashlib.sha256(b"byte").hexdigest()
 
@@ -137,19 +176,27 @@ class ByteTokenizer:
 class HFTokenizer:
   """A tokenizer of Hugging Face `tokenizers`, kept as the text of its tokenizer.json."""
 
-  def __init__(self, content: str, path: str, eos: str = ""):
+  def __init__(self, content: str, path: str, eos: str = "",
+               eos_field: str = "data.tokenizer.eos"):
     """Opens it.
 
     Args:
       content: of the file.
       path: of the file, for messages.
       eos: the token that ends a document; empty: the first of `EOS_NAMES` that it has.
+      eos_field: what messages call `eos`.
+
+    Raises:
+      UserError: it is not a tokenizer.json, or the end of a document is not known.
     """
     try:
       self._tokenizer = hf.Tokenizer.from_str(content)
-    except Exception as e:  # `tokenizers` raises bare Exception
-      raise UserError(f"data.tokenizer.path: {path} is not a tokenizer.json ({_first_line(e)}); "
-                      "name a file saved by Hugging Face tokenizers.") from e
+      vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+      self.vocab_size = max(vocabulary.values()) + 1  # ids may have gaps
+    except BaseException as e:
+      raise _mistake(e, f"data.tokenizer.path: {path} is not a tokenizer.json ({_first_line(e)}); "
+                        "name a file saved by Hugging Face tokenizers.") from e
+    self._path = path
     # A file may ask for cut or padded sequences, and a document may spell a special
     # token; documents are encoded whole and as plain text.
     self._tokenizer.no_truncation()
@@ -157,18 +204,31 @@ class HFTokenizer:
     self._tokenizer.encode_special_tokens = True
     self._content = content
     self.fingerprint = hashlib.sha256(b"hf:" + content.encode("utf-8")).hexdigest()
-    vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-    self.vocab_size = max(vocabulary.values()) + 1  # ids may have gaps
+    found = {name: vocabulary[name] for name in EOS_NAMES if name in vocabulary}
+    added = self._tokenizer.get_added_tokens_decoder()
+    special = [token.content for token in added.values() if token.special]
+    self.eos_id = _find_eos(vocabulary.get(eos), eos, found, special, path, eos_field)
+    self.guesses = {} if eos else found
+    if self.eos_id in added and not added[self.eos_id].special:
+      # Else text that spells it would end a document. The token keeps its id.
+      self._tokenizer.add_special_tokens([added[self.eos_id].content])
     # What would be found anyway need not be kept, and leaves the fingerprint as it is.
-    self._eos = "" if eos == next((n for n in EOS_NAMES if n in vocabulary), None) else eos
-    if self._eos:
+    self.eos = "" if eos == next(iter(found), None) else eos
+    if self.eos:
       self.fingerprint = hashlib.sha256(f"{self.fingerprint}:{eos}".encode()).hexdigest()
-    self.eos_id = _find_eos(vocabulary.get, path, (eos,) if self._eos else EOS_NAMES)
-    pieces = self._tokenizer.encode("a", add_special_tokens=False).tokens
+    try:
+      pieces = self._tokenizer.encode("a", add_special_tokens=False).tokens
+    except Exception:  # `encode_batch` says that some texts cannot be encoded
+      pieces = []
     self.adds_space = pieces[:1] != [] and pieces[0][0] in _SPACES
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-    encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    try:
+      encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    except BaseException as e:
+      raise _mistake(e, f"the tokenizer {self._path} cannot encode every text ({_first_line(e)}): "
+                        "it has no token for what it does not know; add an unknown token to it, "
+                        "or take one that falls back on bytes.") from e
     return [np.asarray(e.ids, np.int32) for e in encodings]
 
   def decode(self, ids: Sequence[int]) -> str:
@@ -178,27 +238,51 @@ class HFTokenizer:
     os.makedirs(directory, exist_ok=True)
     with open(os.path.join(directory, "tokenizer.json"), "w", encoding="utf-8", newline="") as f:
       f.write(self._content)
-    _write_meta(directory, "hf", **({"eos": self._eos} if self._eos else {}))
+    _write_meta(directory, "hf", **({"eos": self.eos} if self.eos else {}))
 
 
 class SentencePieceTokenizer:
   """A SentencePiece model."""
 
-  def __init__(self, content: bytes, path: str):
+  def __init__(self, content: bytes, path: str, eos: str = "",
+               eos_field: str = "data.tokenizer.eos"):
+    """Opens it.
+
+    Args:
+      content: of the file.
+      path: of the file, for messages.
+      eos: the piece that ends a document; empty: what the model says, else the first of
+        `EOS_NAMES` that it has.
+      eos_field: what messages call `eos`.
+
+    Raises:
+      UserError: it is not a SentencePiece model, or the end of a document is not known.
+    """
     try:
-      self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
-    except (RuntimeError, OSError) as e:
+      if not content:
+        raise OSError("it is empty")
+      processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+      pieces = processor.encode("a", out_type=str)
+      names = [processor.id_to_piece(i) for i in range(processor.vocab_size())]
+    except (RuntimeError, OSError, ValueError) as e:  # ValueError: pieces that are not UTF-8
       raise UserError(f"data.tokenizer.path: {path} is not a SentencePiece model "
-                      f"({_first_line(e)}); name a .model file.") from e
+                      f"({_first_line(e)}); name a .model file, or set data.tokenizer.kind='json' "
+                      "for a tokenizer.json.") from e
+    self._processor = processor
     self._content = content
     self.fingerprint = hashlib.sha256(b"sentencepiece:" + content).hexdigest()
-    self.vocab_size = self._processor.vocab_size()
-    self.adds_space = self._processor.encode("a", out_type=str)[0][0] in _SPACES
-    self.eos_id = self._processor.eos_id()
-    if self.eos_id < 0:
-      unknown = self._processor.unk_id()
-      pieces = {name: self._processor.piece_to_id(name) for name in EOS_NAMES}
-      self.eos_id = _find_eos({n: i for n, i in pieces.items() if i != unknown}.get, path)
+    self.vocab_size = len(names)
+    self.adds_space = pieces[:1] != [] and pieces[0][0] in _SPACES
+    ids = {name: i for i, name in enumerate(names)}
+    said = processor.eos_id()
+    guesses = {name: ids[name] for name in EOS_NAMES if name in ids} if said < 0 else {}
+    found = guesses if said < 0 else {names[said]: said}
+    special = [name for name, i in ids.items() if processor.is_control(i)]
+    self.eos_id = _find_eos(ids.get(eos), eos, found, special, path, eos_field)
+    self.guesses = {} if eos else guesses
+    self.eos = "" if eos == next(iter(found), None) else eos
+    if self.eos:
+      self.fingerprint = hashlib.sha256(f"{self.fingerprint}:{eos}".encode()).hexdigest()
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
     ids = self._processor.encode(list(texts), out_type=int, add_bos=False, add_eos=False,
@@ -212,7 +296,7 @@ class SentencePieceTokenizer:
     os.makedirs(directory, exist_ok=True)
     with open(os.path.join(directory, "tokenizer.model"), "wb") as f:
       f.write(self._content)
-    _write_meta(directory, "sentencepiece")
+    _write_meta(directory, "sentencepiece", **({"eos": self.eos} if self.eos else {}))
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> HFTokenizer:
@@ -233,27 +317,44 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> HFTokenizer:
   return HFTokenizer(tokenizer.to_str(), "bpe")
 
 
-def _from_gpt2(path: str) -> HFTokenizer:
+def _from_gpt2(path: str, eos: str) -> HFTokenizer:
   vocabulary, merges = files("gpt2", path)
   try:
     tokenizer = hf.Tokenizer(hf.models.BPE.from_file(vocabulary, merges))
     with open(vocabulary, encoding="utf-8") as f:
-      special = [name for name in json.load(f) if name in EOS_NAMES]
+      special = [name for name in json.load(f) if name in (*EOS_NAMES, eos)]
   except Exception as e:  # `tokenizers` raises bare Exception
     raise UserError(f"data.tokenizer.path: {path} holds no GPT-2 vocabulary and merges "
                     f"({_first_line(e)}); fetch both files again.") from e
   tokenizer.add_special_tokens(special)
   tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = hf.decoders.ByteLevel()
-  return HFTokenizer(tokenizer.to_str(), path)
+  return HFTokenizer(tokenizer.to_str(), path, eos)
 
 
-def _find_eos(find, path: str, names: Sequence[str] = EOS_NAMES) -> int:
-  for name in names:
-    if find(name) is not None:
-      return find(name)
-  raise UserError(f"data.tokenizer.path: {path} has no end of sequence; add one of "
-                  f"{' '.join(names)} to its vocabulary.")
+def _find_eos(named: int | None, eos: str, found: Mapping[str, int], special: Sequence[str],
+              path: str, field: str) -> int:
+  """The id of the end of a document: `named`, that of `eos`, or else the first one found."""
+  if eos and named is not None:
+    return named
+  if not eos and found:
+    return next(iter(found.values()))
+  shown = (" ".join(special[:8]) + (" ..." if len(special) > 8 else "")) or "none"
+  if eos:
+    raise UserError(f"{field}={eos!r} is not a token of {path}; name one that is (its special "
+                    f"tokens: {shown}).")
+  raise UserError(f"{path} has no end of sequence that is known by its name ({' '.join(EOS_NAMES)})"
+                  f"; set {field} to the token that ends a document (its special tokens: {shown}).")
+
+
+def on_guess(tokenizer: Tokenizer) -> str:
+  """What to say of an end of a document that was guessed by its name, up to a full stop."""
+  (taken, i), *others = tokenizer.guesses.items()
+  said = f"documents end with the token {taken} (id {i}), which is guessed by its name"
+  if others:
+    said += (" although there is also "
+             + ", ".join(f"{name} (id {other})" for name, other in others))
+  return said
 
 
 def _write_meta(directory: str, kind: str, **more: str) -> None:
@@ -261,5 +362,10 @@ def _write_meta(directory: str, kind: str, **more: str) -> None:
   write_json(os.path.join(directory, _META), {"kind": kind, **more})
 
 
-def _first_line(e: Exception) -> str:
+def _mistake(e: BaseException, sentence: str) -> BaseException:
+  """What to raise for an error of `tokenizers`: bare Exception, or a panic, which is none."""
+  return e if isinstance(e, (KeyboardInterrupt, SystemExit)) else UserError(sentence)
+
+
+def _first_line(e: BaseException) -> str:
   return (str(e).splitlines() or [type(e).__name__])[0]

@@ -165,7 +165,7 @@ def _own_record(source: pathlib.Path) -> dict[str, Any]:
 
 def _tokenizer(source, fields, request, own):
   if request.tokenizer:
-    return tokenizer_files.open_named(pathlib.Path(request.tokenizer).expanduser()), []
+    return tokenizer_files.open_named(pathlib.Path(request.tokenizer).expanduser())
   saved = source / OWN_FOLDER / "tokenizer"
   if own and saved.is_dir():
     tokenizer = tokenizers.load(str(saved))
@@ -224,7 +224,7 @@ def _data_fingerprint(request, own, config, tokenizer, workdir, report) -> str:
     tokenizer.save(str(saved))
   except OSError as e:
     raise UserError(f"{cache} cannot be written to ({e.strerror}); give another --workdir.") from e
-  config["data"]["tokenizer"] |= {"kind": "saved", "path": str(saved)}
+  config["data"]["tokenizer"] |= {"kind": "saved", "path": str(saved), "eos": ""}
   return prepare.prepare(ConfigDict(config["data"]), cache, report).fingerprint
 
 

@@ -26,6 +26,9 @@ from wd_plasticity.files import locked, write_json
 # Fields that change how a run is executed or reported, not what it computes.
 FREE_FIELDS = ("log.", "checkpoint.", "mesh.", "distributed.", "sweep.", "data.num_workers",
                "data.cache_dir", "train.log_every")
+# Fields that only name something. What they name is compared by its content: the fingerprints
+# of data and tokenizer.
+NAMES = ("name", "data.train", "data.validation", "data.tokenizer.path", "data.tokenizer.eos")
 # What a launcher says about itself, its tags and notes, as JSON.
 LAUNCH_VARIABLE = "WD_PLASTICITY_LAUNCH"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -85,9 +88,9 @@ def check_member(directory: str | os.PathLike, config: ConfigDict | Mapping, *,
                     "undo the change or give another --workdir.")
   for what, a, b in fingerprints:
     if a != b:
-      raise UserError(f"{directory} was started with another {what} (fingerprint {a}, now {b}) "
-                      "although the configuration is the same, so the files it names have "
-                      "changed; bring the old ones back or give another --workdir.")
+      raise UserError(f"{directory} was started with another {what} (fingerprint {a}, now {b}): "
+                      f"{_renamed(before['config'], now['config'])}; bring the old ones back or "
+                      "give another --workdir.")
 
 
 def changed_fields(old: Mapping, new: Mapping) -> list[tuple[str, Any, Any]]:
@@ -98,8 +101,17 @@ def changed_fields(old: Mapping, new: Mapping) -> list[tuple[str, Any, Any]]:
   """
   before = flat_defaults() | flatten(as_json(old))
   after = flatten(as_json(new))
-  names = [n for n in before | after if not n.startswith(FREE_FIELDS)]
+  names = [n for n in before | after if not n.startswith(FREE_FIELDS) and n not in NAMES]
   return [(n, before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)]
+
+
+def _renamed(old: Mapping, new: Mapping) -> str:
+  """Why the content differs though the fields that decide are the same."""
+  before, after = flatten(as_json(old)), flatten(as_json(new))
+  changed = [f"{name} was {json.dumps(before[name])} and is now {json.dumps(after[name])}"
+             for name in NAMES[1:] if name in before and before[name] != after.get(name)]
+  return (", ".join(changed) + ", and the content is another" if changed else
+          "the configuration is the same, so the files it names have changed")
 
 
 def versions() -> dict[str, str]:
