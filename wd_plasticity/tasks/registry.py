@@ -83,11 +83,12 @@ def load(name: str, split: str, spec: str = "", max_problems: int = 0,
   if official and count != official:
     note = f"{name} {split} has {count:,} problems here and {official:,} as published"
   if 0 < max_problems < count:
-    problems = _subset(problems, max_problems, seed)
+    problems = subset(problems, max_problems, seed)
   return LoadedSplit(problems, count, official, _fingerprint(name, split, problems), note)
 
 
-def _subset(problems: list[Problem], num: int, seed: int) -> list[Problem]:
+def subset(problems: list[Problem], num: int, seed: int = 0) -> list[Problem]:
+  """At most `num` problems in their order, chosen by `seed` and their keys, not their places."""
   def rank(index: int) -> bytes:
     return hashlib.blake2b(f"{seed}\0{problems[index].key}".encode(), digest_size=16).digest()
 
