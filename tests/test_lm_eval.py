@@ -65,7 +65,9 @@ def log_probabilities(ids):
 
 
 def test_likelihoods_against_whole_logits(text):
+  before = text.num_cut
   made = text.likelihoods(PAIRS)
+  assert text.num_cut == before + 1
   for (context, continuation), (nats, greedy) in zip(PAIRS, made, strict=True):
     whole = (context + continuation).encode()
     count = len(whole) - len(context.rstrip().encode())

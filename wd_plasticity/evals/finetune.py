@@ -94,7 +94,7 @@ class Tuning:
   def _before(self, plan, params_M, update):
     """The base model's evaluation, once for all points that evaluate alike."""
     config = plan.config
-    problems = [x.fingerprint for x in plan.work.splits.values()]
+    problems = [plan.work.splits[split].fingerprint for split in plan.evaluations]
     drawn = any(e.generates for e in plan.evaluations.values())  # else the seed decides nothing
     key = json.dumps([
         plan.work.task, problems, [t.name for t in plan.work.group], config.template,
