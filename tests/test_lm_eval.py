@@ -252,7 +252,7 @@ def test_a_measure_is_over_the_problems_that_have_it():
   samples = [{"filter": "none", "metrics": ["acc"]}] * 3 + [
       {"filter": "none", "metrics": ["acc", "f1"]}] * 2
   made = lm_eval_tasks.summarise("t", {
-      "results": {"t": {"acc,none": 0.5, "f1,none": 0.4, "sample_len": 2}}, "n-shot": {"t": 0},
+      "results": {"t": {"acc,none": 0.5, "f1,none": 0.4, "sample_len": 5}}, "n-shot": {"t": 0},
       "higher_is_better": {}, "versions": {}, "samples": {"t": samples}}, "0")
   measures = made["tasks"]["t"]["measures"]
   assert (measures["acc"]["n"], measures["f1"]["n"]) == (5, 2)

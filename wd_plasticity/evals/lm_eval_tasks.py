@@ -208,6 +208,8 @@ def summarise(name: str, results: Mapping[str, Any], version: str) -> dict[str, 
   for one, metrics in results["results"].items():
     scored = collections.Counter(
         (measure, s["filter"]) for s in samples.get(one, ()) for measure in s["metrics"])
+    if max(scored.values(), default=0) != metrics.get("sample_len"):  # which is the largest
+      scored.clear()  # not all samples are here
     measures = _measures(metrics, results["higher_is_better"].get(one, {}), scored)
     if measures:
       made["groups" if one in results.get("groups", {}) else "tasks"][one] = {
