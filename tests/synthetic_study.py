@@ -301,10 +301,10 @@ def _ranks(layers, heads, decay, rng) -> dict:
 
 def _overfit(loss, step, rng) -> tuple[dict, dict]:
   documents, tokens = 12, 100.0
-  values = {"tokens": step * TOKENS_PER_STEP, "epochs": 0.5}
+  values = {"tokens": step * TOKENS_PER_STEP, "epochs": 0.5, "share_read": 0.5}
   arrays = {}
   counts = np.full(documents, tokens)
-  for name, level in (("train_subset", loss - 0.05), ("validation", loss)):
+  for name, level in (("trained_on", loss - 0.05), ("validation", loss)):
     sums = counts * (level + 0.1 * rng.standard_normal(documents))
     arrays |= {f"{name}_documents": np.arange(documents), f"{name}_document_sums": sums,
                f"{name}_document_counts": counts,
@@ -312,14 +312,14 @@ def _overfit(loss, step, rng) -> tuple[dict, dict]:
     balanced = {"mean": level + 1, "se": 0.1, "n": 30, "clusters": documents}
     values[name] = statistics.cluster_mean(sums, counts, np.arange(documents)) | {
         "records": 64, "balanced": balanced}
-  values["gap"] = _difference(values["validation"], values["train_subset"])
+  values["gap"] = _difference(values["validation"], values["trained_on"])
   values["balanced_gap"] = values["gap"] | {"n": 30}
   values["bins"] = [
       {"low": 10.0 ** (k - 6) if k else 0.0, "high": 10.0 ** (k - 5) if k else 0.0, "types": 10,
        "type_share": 0.2, "training_token_share": 0.2,
        **{name: {"mean": None if k == 0 else level + 4 - k, "se": 0.05, "n": 200,
                  "clusters": documents, "token_share": 0.2}
-          for name, level in (("train_subset", loss - 0.05), ("validation", loss))},
+          for name, level in (("trained_on", loss - 0.05), ("validation", loss))},
        "gap": {"value": None if k == 0 else 0.05, "se": 0.02, "low": 0.01, "high": 0.09}}
       for k in range(BINS)]
   return values, arrays

@@ -191,6 +191,15 @@ def test_a_member_that_is_not_finite_keeps_its_last_good_state():
   assert np.isfinite([c["loss"][0] for c in tuned.curve]).all()
 
 
+def test_copies_that_fill_up_replayed_rows_do_not_count():
+  records = np.random.default_rng(0).integers(0, 256, (6, 1, 3, 17)).astype(np.int32)
+  copies = records[:, :, [0, 1, 2, 0, 1, 2, 0, 1]]  # for eight devices
+  even = records[:, :, np.arange(24) % 3]  # each as often
+  want = _tune(_mesh(), replay=even, replay_fraction=0.5)
+  got = _tune(_mesh(), replay=copies, replay_fraction=0.5, replay_rows=3)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), got.params, want.params)
+
+
 def test_replay_adds_the_loss_of_records_and_observations_come_at_even_steps():
   records = np.random.default_rng(0).integers(0, 256, (6, 1, 8, 17)).astype(np.int32)
   seen = []
@@ -312,8 +321,9 @@ def test_program_tells_before_after_and_what_was_forgotten(trained, tmp_path, ca
   from wd_plasticity import members as members_lib
   write_task(tmp_path)
   config = _config(tmp_path)
-  points = members_lib.expand(
-      config, lambda add: [add({"optim.learning_rate": v}) for v in (1e-2, 1e-3)])
+  points = members_lib.expand(config, lambda add: [add(p) for p in (
+      {"optim.learning_rate": 1e-2}, {"optim.learning_rate": 1e-3},
+      {"optim.learning_rate": 1e-2, "seed": 7})])
   session = _run(trained, tmp_path, config, points)
   made = session.results.load(session.targets[0], "labelled-lr0.01")
   values = made["values"]
@@ -336,6 +346,11 @@ def test_program_tells_before_after_and_what_was_forgotten(trained, tmp_path, ca
   assert made["settings"]["optim"]["learning_rate"] == 1e-2
   slow = session.results.load(session.targets[0], "labelled-lr0.001")["values"]
   assert slow["before"] == values["before"] and slow["after"] != values["after"]
+  # The seed of a point decides the order and the samples, and is told.
+  seeded = session.results.load(session.targets[0], "labelled-lr0.01-seed7")
+  assert seeded["settings"]["seed"] == seeded["values"]["training"]["seed"] == 7
+  assert seeded["values"]["curve"] != values["curve"]
+  assert seeded["settings"]["data"] == made["settings"]["data"]
   assert "Before and after fine-tuning" in capsys.readouterr().out
   # Again: nothing is done; members on another mesh: the same numbers.
   stamp = session.results.path(session.targets[0], "labelled-lr0.01").stat().st_mtime_ns

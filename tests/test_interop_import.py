@@ -169,8 +169,11 @@ def test_an_export_of_ours_comes_back_with_all_it_knows(trained, tmp_path):
   [after], _ = targets.find([str(path)])
   jax.tree.map(np.testing.assert_array_equal, before.stored.load_params(),
                after.stored.load_params())
-  for name in ("weight_decay", "seed", "step", "tokens", "sequence_length"):
+  for name in ("weight_decay", "seed", "step", "tokens", "sequence_length", "order_known"):
     assert getattr(after, name) == getattr(before, name)
+  # As another seed or step it is not known what it has read.
+  other, _ = run(out, tmp_path / "other", weight_decay=None, seed=5)
+  assert before.order_known and not targets.find([str(other)])[0][0].order_known
   for name in ("tokenizer_fingerprint", "data_fingerprint", "steps", "parameters"):
     assert after.meta[name] == before.meta[name]
   assert after.tokenizer.fingerprint == before.tokenizer.fingerprint
@@ -235,6 +238,7 @@ def test_data_of_a_configuration(tmp_path, corpus):
   assert len({t.meta["data_fingerprint"] for t in found}) == 1
   assert {m.group for m in study.read(tmp_path / "w").members} == {""}
   assert found[0].sequence_length == 32 and len(found[0].meta["data_fingerprint"]) == 64
+  assert not found[0].order_known
 
 
 @pytest.mark.parametrize("changes, message", [

@@ -65,7 +65,9 @@ def log_probabilities(ids):
 
 
 def test_likelihoods_against_whole_logits(text):
+  before = text.num_cut
   made = text.likelihoods(PAIRS)
+  assert text.num_cut == before + 1
   for (context, continuation), (nats, greedy) in zip(PAIRS, made, strict=True):
     whole = (context + continuation).encode()
     count = len(whole) - len(context.rstrip().encode())
@@ -243,3 +245,14 @@ def test_the_config_of_a_study_step_is_written():
   text_of = plan.config_text(e)
   assert "from wd_plasticity.evals.config import lm_eval_config" in text_of
   assert "config.tasks = ('sciq',)" in text_of
+
+
+def test_a_measure_is_over_the_problems_that_have_it():
+  """A task may score some of its problems by one measure and others by another."""
+  samples = [{"filter": "none", "metrics": ["acc"]}] * 3 + [
+      {"filter": "none", "metrics": ["acc", "f1"]}] * 2
+  made = lm_eval_tasks.summarise("t", {
+      "results": {"t": {"acc,none": 0.5, "f1,none": 0.4, "sample_len": 5}}, "n-shot": {"t": 0},
+      "higher_is_better": {}, "versions": {}, "samples": {"t": samples}}, "0")
+  measures = made["tasks"]["t"]["measures"]
+  assert (measures["acc"]["n"], measures["f1"]["n"]) == (5, 2)

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
@@ -41,21 +42,71 @@ def _arrays(session, target):
     return dict(arrays)
 
 
-def test_losses_are_those_that_pretraining_logged(done):
+def _read_in_training(prepared, target) -> np.ndarray:
+  """The records that the training loop was fed, in its order."""
+  source = loader.BatchSource(prepared.training_records, [target.seed], 8)
+  return np.concatenate([source[step][0] for step in range(target.step)])
+
+
+def _token_losses(target, records) -> np.ndarray:
+  logits = decoder.logits(target.stored.load_params(), target.model, records[:, :-1])
+  log_p = np.asarray(jax.nn.log_softmax(logits))
+  return -np.take_along_axis(log_p, records[:, 1:, None], 2)[..., 0]
+
+
+def test_validation_losses_are_those_that_pretraining_logged(done):
   """The tiny runs evaluate eval_sequences=8 records, at the steps of their checkpoints."""
   assert len(done.targets) == 4
   for target, values in zip(done.targets, _results(done), strict=True):
     logged = next(r for r in read_metrics(target.directory.parents[1] / "metrics.jsonl")
                   if r["step"] == target.step)
+    assert values["validation"]["mean"] == pytest.approx(logged["validation/loss"], abs=1e-5)
     for name in SETS:
-      assert values[name]["mean"] == pytest.approx(logged[f"{name}/loss"], abs=1e-5)
       assert values[name]["n"] == 8 * 32 and values[name]["records"] == 8
     assert values["gap"]["value"] == pytest.approx(
-        logged["validation/loss"] - logged["train_subset/loss"], abs=2e-5)
+        values["validation"]["mean"] - values["trained_on"]["mean"])
     assert values["gap"]["low"] < values["gap"]["value"] < values["gap"]["high"]
     assert values["tokens"] == target.step * 8 * 32
     prepared = done.pretraining_data(target)
     assert values["epochs"] == pytest.approx(target.step * 8 / len(prepared.training_records))
+
+
+def test_the_training_side_is_what_the_training_read(trained, done, tmp_path):
+  session = _run(trained, tmp_path, sequences=0)
+  for target, values in zip(session.targets, _results(session), strict=True):
+    prepared = session.pretraining_data(target)
+    read = _read_in_training(prepared, target)
+    assert len(np.unique(read, axis=0)) == values["trained_on"]["records"] == 8 * target.step
+    assert values["share_read"] == 8 * target.step / len(prepared.training_records) < 0.1
+    assert values["trained_on"]["mean"] == pytest.approx(_token_losses(target, read).mean(),
+                                                         abs=1e-5)
+  # At an earlier step it is what was read by then, and not what other decays do not share.
+  documents = [_arrays(done, t)["trained_on_documents"].tolist() for t in done.targets]
+  assert documents[0] == documents[2] and documents[1] == documents[3] != documents[0]
+
+
+@pytest.mark.parametrize("n,positions", [(100, 30), (100, 100), (100, 250), (20_000, 64)])
+def test_records_read_are_those_of_the_batches(n, positions):
+  records = np.arange(n)[:, None] + [[0, 0]]
+  fed = np.concatenate([loader.BatchSource(records, [3], 1)[p][0, :, 0] for p in range(positions)])
+  assert loader.read_records(positions, n, 3).tolist() == np.unique(fed).tolist()
+  some = loader.read_records(positions, n, 3, 20)
+  assert len(some) == 20 and np.isin(some, fed).all()
+  whole = loader.read_records(positions, n, 4, 20).tolist() == some.tolist()
+  assert whole == (positions >= n)  # seeds differ in what they have read, until it is everything
+
+
+def test_of_an_imported_model_it_is_not_known_what_it_read(done):
+  target = done.targets[0]
+  prepared = done.pretraining_data(target)
+  assert overfit._reading(prepared, target).share(100) == 48 / 100
+  for kept, known in (({}, False), ({"order_known": False}, False), ({"order_known": True}, True)):
+    meta = {**target.meta, "imported": kept}
+    stored = types.SimpleNamespace(meta=meta, step=target.step)
+    reading = overfit._reading(prepared, dataclasses.replace(target, stored=stored))
+    assert (reading.known, reading.share(100) is None) == (known, not known)
+    assert known or len(reading.indices(len(prepared.training_records), 0)) == len(
+        prepared.training_records)
 
 
 def test_bins_and_balanced_means_equal_brute_force(done):
@@ -66,8 +117,8 @@ def test_bins_and_balanced_means_equal_brute_force(done):
       np.concatenate([prepared.records[n] for n in ("train", "train_subset")]).reshape(-1).tolist())
   total = sum(training.values())
   for name in SETS:
-    batches = loader.eval_batches(prepared.records[name], 8, 8)
-    records = np.concatenate([tokens for tokens, _ in batches])
+    records = np.concatenate([t for t, _ in loader.eval_batches(prepared.records[name], 8, 8)]) if (
+        name == "validation") else _read_in_training(prepared, target)[::target.step]
     logits = decoder.logits(params, target.model, records[:, :-1])
     targets = records[:, 1:]
     log_p = np.asarray(jax.nn.log_softmax(logits))

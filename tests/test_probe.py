@@ -220,6 +220,17 @@ def test_labels_of_any_file_and_a_class_that_training_lacks(trained, tmp_path):
   assert values["selectivity"][0][0] > 0.2
 
 
+def test_texts_that_occur_again_are_counted_and_said(trained, tmp_path):
+  texts = [(f"{'ab'[i % 2] * 4} {i}", i % 2) for i in range(12)]
+  sources = _write_reviews(tmp_path, [*texts[:8], *texts[:3]], texts[6:])
+  config = probe_config()
+  config.update(dict(tasks=("labelled",), sources=sources))
+  task = probe.probe_data.load(tiny.session("probe", config, [trained], tmp_path), "labelled")
+  assert task.in_training == 2
+  assert task.notes == ["2 of 6 test texts of labelled are also training texts",
+                        "3 of 11 training texts of labelled repeat another one"]
+
+
 @pytest.mark.parametrize("fields,match", [
     (dict(tasks=()), "tasks names no task"), (dict(tasks=("sst3",)), "no task 'sst3'"),
     (dict(tasks=("embedded_arithmetic",)), "not one of labelled text"),

@@ -11,7 +11,7 @@ import pytest
 import synthetic_study
 from scipy import stats
 
-from wd_plasticity.report import answer, figure_parts, figures, study, tables
+from wd_plasticity.report import answer, figure_parts, figures, figures_training, study, tables
 from wd_plasticity.report.figure import POINTS, REFERENCE
 
 ORDER = [
@@ -136,6 +136,24 @@ def test_gap_frequency_and_timescale(whole):
   assert series(made["timescale"], "timescale").x == [0.1, 1.0]
   assert series(made["timescale"], "timescale").y[1] == pytest.approx(1 / 0.004 / 100)
   assert [s.name for s in made["loss_by_timescale"].views[0].series] == ["0.1", "1", "mean"]
+
+
+def test_the_gap_says_how_much_of_the_text_had_been_read(whole):
+  read, _ = whole
+  def captions(**values):
+    changed = [dataclasses.replace(r, values={k: v for k, v in {**r.values, **values}.items()
+                                              if v != "none"}) for r in read.overfit]
+    study_of = dataclasses.replace(read, overfit=changed)
+    return [f(study_of).caption for f in (figures_training.gap,
+                                          figures_training.gap_over_training)]
+  for caption in captions():
+    assert "of text that had been read: 50 % of the training records" in caption
+  for caption in captions(share_read=None):
+    assert "is not known, so its training side is of all" in caption
+  for caption in captions(share_read="none", epochs=0.1):  # results of an earlier version
+    assert "about 10 % had been read, so that the gap is smaller" in caption
+  for make in (figures_training.gap, figures_training.gap_over_training):  # none at all
+    assert "has read only a part" in make(dataclasses.replace(read, overfit=[])).caption
 
 
 @pytest.mark.parametrize("n", [2, 3, 21, 40])

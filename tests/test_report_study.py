@@ -63,7 +63,7 @@ def test_results_of_other_programs(written):
   assert [len(x) for x in (read.probed, read.ranked, read.overfit)] == [8, 8, 8]
   assert [(r.step, r.last) for r in read.ranked[:2]] == [(50, False), (100, True)]
   for r in read.overfit:
-    assert set(r.arrays) == ({f"{s}_{a}" for s in ("validation", "train_subset") for a in (
+    assert set(r.arrays) == ({f"{s}_{a}" for s in ("validation", "trained_on") for a in (
         "documents", "document_sums", "document_counts")} if r.last else set())
     if r.last:
       assert r.arrays["validation_document_sums"].sum() / r.arrays[

@@ -7,19 +7,19 @@ import pytest
 
 from wd_plasticity.analysis import token_frequency as tf
 from wd_plasticity.analysis.statistics import cluster_mean
-from wd_plasticity.data import loader
+from wd_plasticity.data.records import JoinedRecords
 from wd_plasticity.errors import UserError
 
 END = 0
 
 
 def _split(rng, lengths, record, vocab_size=30):
-  """Records of documents of these lengths, and (document, token) of every token of them."""
+  """Records of documents of these lengths, and of every token where its document begins."""
   stream, owners = [], []
-  for i, length in enumerate(lengths):
+  for length in lengths:
     ids = rng.zipf(1.5, size=length) % (vocab_size - 1) + 1
+    owners += [len(stream)] * (length + 1)
     stream += [*ids.tolist(), END]
-    owners += [i] * (length + 1)
   n = len(stream) // record
   cut = lambda x: np.array(x[:n * record]).reshape(n, record)
   return cut(stream).astype(np.uint16), cut(owners)
@@ -28,6 +28,7 @@ def _split(rng, lengths, record, vocab_size=30):
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
   monkeypatch.setattr(tf, "_CHUNK_TOKENS", 40)  # so that every loop runs several times
+  monkeypatch.setattr(tf, "_BACK_TOKENS", 16)
 
 
 def test_tokens_are_counted_as_a_counter_counts_them(rng):
@@ -42,25 +43,31 @@ def rng():
   return np.random.default_rng(0)
 
 
-@pytest.mark.parametrize("sequences", [0, 5, 1000])
-def test_every_token_goes_to_its_own_document(rng, sequences):
+@pytest.mark.parametrize("chosen", [range(28), [0, 5, 11, 12, 26], [13], [26, 27]])
+def test_every_token_goes_to_its_own_document(rng, chosen):
   # Documents shorter and longer than a record, empty ones, ends on both sides of a border.
   records, owners = _split(rng, [3, 0, 0, 25, 6, 14, 100, 1, 7, 8, 8, 0, 40], 8)
-  tokens = tf.choose_tokens(records, sequences, END, 30)
-  batches = loader.eval_batches(records, sequences or 1000, 4)
-  taken = np.concatenate([t[w > 0] for t, w in batches])
-  np.testing.assert_array_equal(records[tokens.indices], taken)
+  assert len(records) == 28
+  tokens = tf.choose_tokens(records, np.array(chosen), END, 30)
+  chosen = list(chosen)
   np.testing.assert_array_equal(
-      tokens.documents[tokens.cell_documents][tokens.cells], owners[tokens.indices][:, 1:])
-  np.testing.assert_array_equal(tokens.cell_types[tokens.cells], records[tokens.indices][:, 1:])
+      tokens.documents[tokens.cell_documents][tokens.cells], owners[chosen, 1:])
+  np.testing.assert_array_equal(tokens.cell_types[tokens.cells], records[chosen][:, 1:])
   np.testing.assert_array_equal(np.bincount(tokens.cells.reshape(-1)), tokens.cell_counts)
-  first = tf.first_documents(records, END)
-  np.testing.assert_array_equal(first, owners[:, 0])
+
+
+def test_no_document_reaches_from_one_split_into_the_next(rng):
+  whole, owners = _split(rng, [20, 50], 8)
+  parts = JoinedRecords([whole[:5], whole[5:]])  # the second document goes on in the second part
+  tokens = tf.choose_tokens(parts, np.arange(len(whole)), END, 30, (0, 5))
+  found = tokens.documents[tokens.cell_documents][tokens.cells]
+  assert owners[4, 7] == owners[5, 0] == 21
+  assert found[4, -1] == 21 and found[5, 0] == 5 * 8
 
 
 def test_sums_over_cells_equal_sums_over_tokens(rng):
   records, owners = _split(rng, rng.integers(0, 60, 20), 9)
-  tokens = tf.choose_tokens(records, 0, END, 30)
+  tokens = tf.choose_tokens(records, np.arange(len(records)), END, 30)
   losses = rng.exponential(size=(2, *tokens.cells.shape)).astype(np.float32)
   sums = np.zeros((2, len(tokens.cell_counts)))
   for start in range(0, len(records), 4):
@@ -120,7 +127,7 @@ def _brute_balanced(owners, targets, losses, types, without=None):
 
 def test_balanced_mean_equals_brute_force(rng):
   records, owners = _split(rng, rng.integers(5, 60, 12), 9)
-  tokens = tf.choose_tokens(records, 0, END, 30)
+  tokens = tf.choose_tokens(records, np.arange(len(records)), END, 30)
   losses = rng.exponential(size=tokens.cells.shape)
   sums = np.zeros((1, len(tokens.cell_counts)))
   tf.add_losses(sums, tokens.cells, losses[None])
@@ -143,9 +150,10 @@ def _losses_of_documents(rng, num_documents):
   """Token losses with an effect of the document and of its token ids, mean 3."""
   lengths = rng.integers(20, 200, num_documents)
   records, owners = _split(rng, lengths, 8, vocab_size=20)
-  tokens = tf.choose_tokens(records, 0, END, 20)
+  tokens = tf.choose_tokens(records, np.arange(len(records)), END, 20)
   level = rng.normal(0, 0.5, (num_documents, 1)) + rng.normal(0, 0.3, (num_documents, 20))
-  losses = 3 + level[owners[:, 1:], records[:, 1:]] + rng.normal(0, 1, tokens.cells.shape)
+  number = np.unique(owners, return_inverse=True)[1].reshape(owners.shape)
+  losses = 3 + level[number[:, 1:], records[:, 1:]] + rng.normal(0, 1, tokens.cells.shape)
   sums = np.zeros((1, len(tokens.cell_counts)))
   tf.add_losses(sums, tokens.cells, losses[None])
   return tokens, sums[0]
@@ -175,7 +183,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say(rng, monkeypatch):
 
 def test_what_cannot_be_known_is_none(rng):
   records, _ = _split(rng, [200], 9)  # one document has no error
-  tokens = tf.choose_tokens(records, 0, END, 30)
+  tokens = tf.choose_tokens(records, np.arange(len(records)), END, 30)
   sums = tokens.cell_counts * 2.0
   mean = _mean(tokens, sums)
   assert mean["mean"] == pytest.approx(2) and mean["se"] is None

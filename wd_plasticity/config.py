@@ -62,8 +62,8 @@ def default_config() -> ConfigDict:
       text_field="text",  # of JSONL, Parquet and TFDS records
       strip="",  # regular expression removed from the start of each document
       validation_fraction=0.05,  # of documents, when `validation` is empty
-      train_subset_fraction=0.05,  # of training documents, on which the training loss is measured
-      max_documents=0,  # 0: all
+      train_subset_fraction=0.05,  # of training documents, on which a loss is measured, read or not
+      max_documents=0,  # of each input, the first ones; 0: all
       sequence_length=256,  # tokens predicted per record; records hold one more
       cache_dir="",  # empty: <workdir>/cache
       num_workers=2,  # threads that read ahead

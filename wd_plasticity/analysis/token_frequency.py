@@ -11,6 +11,8 @@ Letters: C cells, V vocabulary, G documents, n records.
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from wd_plasticity.errors import UserError
 
 BINNINGS = ("log", "mass", "types")
 _CHUNK_TOKENS = 1 << 22
+_BACK_TOKENS = 1 << 14  # looked through at once for where a document begins
 # The rarest logarithmic bins are joined until this share of the training tokens is in one:
 # byte-pair ids that only ever occur inside longer ones would each have a bin of no weight.
 _LEAST_MASS = 1e-3
@@ -39,16 +42,38 @@ def count_tokens(records: np.ndarray, vocab_size: int) -> np.ndarray:
   return counts_V
 
 
-def first_documents(records: np.ndarray, end_of_document: int) -> np.ndarray:
-  """The index within its split of the document of each record's first token, int64 [n].
+def document_starts(records: Any, indices: np.ndarray, end_of_document: int,
+                    begins: Sequence[int] = (0,)) -> np.ndarray:
+  """Where the document of each chosen record's first token begins: its place in all tokens.
 
-  The records [n, L+1] of a split are its documents one after another, each closed by the
-  token `end_of_document`.
+  Only what lies between a chosen record and the last end before it is read.
+
+  Args:
+    records: [n, L+1], indexed by int arrays: the documents of a split one after another, each
+      closed by the token `end_of_document`.
+    indices: of the chosen records, sorted [k].
+    end_of_document: the token.
+    begins: records at which a split begins, where there are several one after another.
+
+  Returns:
+    int64 [k].
   """
-  ends_n = np.empty(len(records), np.int64)
-  for start, chunk in _chunks(records):
-    ends_n[start:start + len(chunk)] = np.count_nonzero(chunk == end_of_document, axis=1)
-  return np.cumsum(ends_n) - ends_n
+  width = records.shape[1]
+  rows = max(1, _BACK_TOKENS // width)
+  starts_k, place, start = [], 0, 0
+  for index in np.asarray(indices).tolist():
+    floor = max(b for b in begins if b <= index)
+    if floor > place:
+      place, start = floor, floor * width
+    for stop in range(index, place, -rows):
+      first = max(place, stop - rows)
+      ends = np.flatnonzero(np.asarray(records[np.arange(first, stop)]) == end_of_document)
+      if len(ends):
+        start = first * width + int(ends[-1]) + 1
+        break
+    place = index
+    starts_k.append(start)
+  return np.array(starts_k, np.int64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +155,12 @@ def _rarest_step(steps: np.ndarray, p: np.ndarray) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class TokenSet:
-  """Evenly spaced records of a split, and the cell of each token that they predict.
+  """Chosen records, and the cell of each token that they predict.
 
   Attributes:
     indices: the records that were chosen, in order [n].
     cells: int32 [n, L], the cell of each predicted token (all but a record's first).
-    documents: index within the split of each document that has predicted tokens [G].
+    documents: where each document that has predicted tokens begins, its place in all tokens [G].
     cell_documents: index into `documents` of each cell [C]; cells are in its order.
     cell_types: token id of each cell [C].
     cell_counts: predicted tokens of each cell [C].
@@ -165,23 +190,20 @@ class TokenSet:
     return np.bincount(index, weights=cell_sums, minlength=math.prod(shape)).reshape(shape)
 
 
-def choose_tokens(records: np.ndarray, sequences: int, end_of_document: int,
-                  vocab_size: int) -> TokenSet:
-  """The token set of `sequences` evenly spaced records (0: all) of a split [n, L+1].
-
-  They are the records that `data.loader.eval_batches` takes.
-  """
-  n = len(records)
-  count = min(sequences, n) or n
-  indices = np.arange(count) * n // count
-  first_n = first_documents(records, end_of_document)
-  rows = max(1, _CHUNK_TOKENS // records.shape[1])
+def choose_tokens(records: Any, indices: np.ndarray, end_of_document: int, vocab_size: int,
+                  begins: Sequence[int] = (0,)) -> TokenSet:
+  """The token set of records [n, L+1] at sorted indices; all else as of `document_starts`."""
+  starts_n = document_starts(records, indices, end_of_document, begins)
+  width = records.shape[1]
+  rows = max(1, _CHUNK_TOKENS // width)
   keys, places = [], []
-  for start in range(0, count, rows):
-    chosen = indices[start:start + rows]
+  for first in range(0, len(indices), rows):
+    chosen = np.asarray(indices[first:first + rows])
     tokens = np.asarray(records[chosen], np.int64)
-    ends = tokens == end_of_document
-    document = first_n[chosen, None] + np.cumsum(ends, axis=1) - ends  # an end closes its own
+    # Of every token the last place after an end, which closes its own document.
+    after = np.where(tokens == end_of_document, np.arange(1, width + 1), 0)[:, :-1]
+    last = np.maximum.accumulate(np.pad(after, ((0, 0), (1, 0))), axis=1)
+    document = np.where(last, chosen[:, None] * width + last, starts_n[first:first + rows, None])
     key, place = np.unique((document * vocab_size + tokens)[:, 1:], return_inverse=True)
     keys.append(key)
     places.append(place.reshape(len(chosen), -1).astype(np.int32))

@@ -30,6 +30,28 @@ def record_index(position: int, num_records: int, seed: int) -> int:
   return index_shuffle(index, max_index=num_records - 1, seed=mixed, rounds=4)
 
 
+def spaced(count: int, wanted: int) -> np.ndarray:
+  """At most `wanted` (0: all) of the places 0 .. count - 1, evenly spaced."""
+  taken = min(wanted, count) or count
+  return np.arange(taken) * count // max(taken, 1)
+
+
+def read_records(num_positions: int, num_records: int, seed: int, wanted: int = 0) -> np.ndarray:
+  """Some of the records among the first positions of the stream of a seed, each once, sorted.
+
+  Args:
+    num_positions: how far the stream was read: steps times the batch size.
+    num_records: n.
+    seed: of the stream.
+    wanted: how many, evenly spaced in the order of reading, or where every record has been read
+      in the order of the records, so that they are the same for all seeds; 0: all.
+  """
+  places = spaced(min(num_positions, num_records), wanted)
+  if num_positions >= num_records:
+    return places
+  return np.sort(np.array([record_index(p, num_records, seed) for p in places.tolist()], np.int64))
+
+
 @functools.lru_cache(maxsize=256)
 def _epoch_seed(seed: int, epoch: int) -> int:
   # Hashed, because neighbouring seeds must not share orders: seed 0's second epoch
@@ -115,8 +137,8 @@ def eval_batches(records, num_sequences: int,
     of weight 0.
   """
   n = len(records)
-  count = min(num_sequences, n)
-  indices = (np.arange(count) * n) // max(count, 1)
+  indices = spaced(n, num_sequences) if num_sequences else np.arange(0)
+  count = len(indices)
   for start in range(0, count, batch_size):
     chosen = indices[start:start + batch_size]
     weights = np.zeros(batch_size, np.float32)

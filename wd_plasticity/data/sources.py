@@ -73,18 +73,24 @@ def open_source(kind: str, spec: str, text_field: str, field: str) -> Source:
 class EmbeddedSource:
   """The docstrings of installed packages (see `embedded`)."""
 
-  files: list[tuple[str, str]]
+  modules: list[tuple[str, str]]
+
+  @property
+  def files(self) -> list[tuple[str, str]]:
+    kept_out = embedded.held_out(self.modules)  # their text decides what else is left out
+    return [(f"held out: {module}" if module in kept_out else module, path)
+            for module, path in self.modules]
 
   @functools.cached_property
   def _documents(self) -> list[str]:
     # Small, and parsing again for a second pass would take longer than to tokenise it.
-    return list(embedded.documents(self.files))
+    return list(embedded.documents(self.modules))
 
   def documents(self) -> Iterator[str]:
     return iter(self._documents)
 
   def text_bytes(self) -> int:
-    return sum(os.path.getsize(path) for _, path in self.files) // 3
+    return sum(os.path.getsize(path) for _, path in self.modules) // 3
 
 
 @dataclasses.dataclass

@@ -4,14 +4,40 @@ A config file returns one of these and changes fields; any of them can be set on
 command line, as `--config.steps=all`.
 """
 
+from collections.abc import Sequence
+
 from ml_collections import ConfigDict
 
 from wd_plasticity.config import default_config, schedule_section
+from wd_plasticity.errors import UserError
+from wd_plasticity.members import Member
 from wd_plasticity.tasks import registry
 
 # Fields that say which results are wanted and how they are computed, not what they are.
 FREE_FIELDS = ("program", "name", "steps", "members_at_once", "cache_dir", "tokenizer_dir", "mesh",
                "distributed", "tasks", "sources")
+# Fields that a point of a program's own sweep can set; all others are read once for all points.
+POINT_FIELDS = {"finetune": (
+    "seed", "max_train", "max_test", "template", "max_length", "epochs", "batch_size", "optim",
+    "lora", "replay", "evaluate", "reward_model")}
+
+
+def check_points(program: str, points: Sequence[Member]) -> None:
+  """Refuses points of a program's own sweep that would not be what is run.
+
+  Raises:
+    UserError: the program takes no sweep, or a point sets a field that is read once for all.
+  """
+  allowed = POINT_FIELDS.get(program, ())
+  for point in points:
+    for field in point.overrides:
+      if not allowed:
+        raise UserError(f"the program {program} takes no sweep, and one sets {field}; set the "
+                        f"field in the configuration, and run {program} once for each value with "
+                        "a --workdir each.")
+      if field.partition(".")[0] not in allowed:
+        raise UserError(f"sweep(add) of {program} sets {field}, which is the same for all points; "
+                        f"a point can set {', '.join(allowed)}. Set {field} in the configuration.")
 
 
 def shared_config(program: str) -> ConfigDict:
@@ -67,7 +93,9 @@ def finetune_config() -> ConfigDict:
   c = shared_config("finetune")
   c.tasks = ("embedded_topic", "embedded_next")  # learned one by one, each from the checkpoint
   c.sources = sources_section()
-  c.seed = 42  # of the order of the examples, of the samples and of the problems taken
+  # Of the order of the examples, of LoRA's factors and of the samples. Which problems are taken
+  # follows from the seed of the configuration alone: points with seeds of their own share them.
+  c.seed = 42
   c.max_train = 0  # training problems; 0: all
   c.max_test = 0  # problems of each other split; 0: all
   c.template = "Human: {prompt}\nAssistant:"  # around every problem

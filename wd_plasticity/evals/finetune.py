@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from wd_plasticity.config import as_json
-from wd_plasticity.data.loader import BatchSource
+from wd_plasticity.data.loader import BatchSource, spaced
 from wd_plasticity.evals import finetune_plan, finetune_summary, program, record_losses
 from wd_plasticity.evals.finetune_plan import Plan, Work, item_name, settings_of
 from wd_plasticity.evals.program import Session
@@ -29,8 +29,7 @@ from wd_plasticity.training import distributed
 
 def main(session: Session) -> None:
   """Evaluates what is not done yet, then prints and draws everything asked for."""
-  for point in session.points:
-    finetune_plan.check(point.config)
+  finetune_plan.check(session.points)
   work = finetune_plan.waiting(session, finetune_plan.load_splits(session))
   if work:
     Tuning(session).run(work)
@@ -95,8 +94,11 @@ class Tuning:
   def _before(self, plan, params_M, update):
     """The base model's evaluation, once for all points that evaluate alike."""
     config = plan.config
-    key = json.dumps([plan.work.task, [t.name for t in plan.work.group], config.template,
-                      config.max_length, config.seed, as_json(config.evaluate)])
+    problems = [plan.work.splits[split].fingerprint for split in plan.evaluations]
+    drawn = any(e.generates for e in plan.evaluations.values())  # else the seed decides nothing
+    key = json.dumps([
+        plan.work.task, problems, [t.name for t in plan.work.group], config.template,
+        config.max_length, drawn and config.seed, as_json(config.evaluate), config.reward_model])
     if key not in self._base:
       self._base = {key: self._evaluate(plan, params_M, update)}  # of one group at a time
     return self._base[key]
@@ -136,25 +138,25 @@ class Tuning:
     session, group = self.session, plan.work.group
     prepared = session.pretraining_data(group[0])
     records = prepared.records["validation"]
-    n = min(wanted, len(records))
-    indices = np.arange(n) * len(records) // n  # those of the evaluations in pretraining
+    indices = spaced(len(records), wanted)  # those of the evaluations in pretraining
+    n = len(indices)
     rows = -(-min(32, n) // session.row_shares) * session.row_shares
-    run = self._cached(
-        ("losses", group[0].model, session.num_members(group)),
-        lambda: record_losses.compile_losses(
-            session, group[0].model, session.num_members(group), prepared.tokenizer.eos_id))
+    compiled = group[0].model, session.num_members(group), prepared.tokenizer.eos_id
+    run = self._cached(("losses", *compiled),
+                       lambda: record_losses.compile_losses(session, *compiled))
     means = [losses.mean(axis=2) for _, losses in record_losses.batches(
         session, lambda tokens: run(params_M, tokens), records, indices, rows)]
     return np.concatenate(means, axis=1)[:, :n].astype(np.float64)
 
   def _replay(self, plan, num):
-    fraction = plan.config.replay.fraction
-    if not fraction:
+    count = plan.options.replay_rows
+    if not count:
       return None
     shares = self.session.row_shares
-    rows = -(-max(1, round(fraction * plan.config.batch_size)) // shares) * shares
+    # Filled up with copies, which have no weight, to a number that the devices can divide.
+    rows = np.arange(-(-count // shares) * shares) % count
     prepared = self.session.pretraining_data(plan.work.group[0])
-    return BatchSource(prepared.training_records, [plan.config.seed] * num, rows)
+    return BatchSource(prepared.training_records, [plan.config.seed] * num, count, rows)
 
   # Compiled programs.
 
@@ -168,14 +170,12 @@ class Tuning:
 
   def _generator(self, model: ModelConfig, size: int, sampling, target: Target) -> Generator:
     return self._cached(
-        ("generate", model, size, sampling),
+        ("generate", model, size, sampling, target.tokenizer.fingerprint),
         lambda: Generator(model, self.session.mesh, size, sampling, target.tokenizer.eos_id))
 
   def _tune_program(self, plan, size: int) -> TuneProgram:
-    config, model = plan.config, plan.work.group[0].model
-    optim = as_json(config.optim)
-    del optim["learning_rate"], optim["weight_decay"]  # numbers to the program
-    key = ("tune", model, size, plan.options, plan.num_steps, json.dumps(optim, sort_keys=True))
+    model = plan.work.group[0].model
+    key = ("tune", model, size, *plan.compiled)
     return self._cached(key, lambda: TuneProgram(
         model, plan.optimizer, plan.options, self.session.mesh, size))
 
@@ -190,13 +190,16 @@ class Tuning:
 def _values(plan: Plan, m: int, before: dict, tuned: tuner.Tuned, after: dict) -> dict[str, Any]:
   """What is written of member m."""
   metrics = {
-      name: {split: e.metrics(made["splits"][split][m]) for split, e in plan.evaluations.items()}
+      name: {split: e.metrics(made["splits"][split][m]) | {
+          "in_training": plan.in_training[split], "class_options": plan.class_options}
+             for split, e in plan.evaluations.items()}
       for name, made in (("before", before), ("after", after))}
   return {
       "task": plan.work.task,
       "training": {
           "examples": len(plan.examples), "examples_cut": plan.examples_cut,
-          "steps": plan.num_steps, "epochs": plan.config.epochs,
+          "steps": plan.num_steps, "epochs": plan.config.epochs, "seed": plan.config.seed,
+          "replayed_per_step": plan.options.replay_rows,
           "response_tokens": sum(len(e.tokens) - e.prompt_length for e in plan.examples)},
       **metrics,
       "curve": [{"step": c["step"], "loss": c["loss"][m], "learning_rate": c["learning_rate"][m]}

@@ -37,7 +37,12 @@ def main(session: program.Session) -> None:
     _check_room(session, [target for target, _ in work], loaded)
     _evaluate(session, work, loaded, settings, catalogue.version)
   if distributed.is_first():
-    print_table([session.results.load(t, name) for name in config.tasks for t in session.targets])
+    results = [session.results.load(t, name) for name in config.tasks for t in session.targets]
+    print_table(results)
+    for r in results:
+      if count := r["values"].get("requests_cut"):
+        session.print(f"note: {count:,} requests of {r['item']} were longer than "
+                      f"{r['checkpoint']['member']} reads and lost their beginning.")
 
 
 def _check_room(session: program.Session, targets: Sequence[Target],
@@ -75,10 +80,11 @@ def _evaluate(session: program.Session, work: Sequence[tuple[Target, str]],
         current, lm = target, _model_of(session, models, target)
       lm.on_done = lambda n, total, d=done, name=name: progress.update(
           d + documents[name] * n // max(1, total), task=name)
+      lm.text.num_cut = 0
       results = harness.evaluate(lm, loaded[name], config)
       if distributed.is_first():
-        session.results.write(target, name, settings[name],
-                              harness.summarise(name, results, version),
+        values = harness.summarise(name, results, version) | {"requests_cut": lm.text.num_cut}
+        session.results.write(target, name, settings[name], values,
                               records=harness.records(results))
       done += documents[name]
     progress.skip(done)

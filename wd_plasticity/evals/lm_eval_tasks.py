@@ -1,5 +1,6 @@
 """Tasks of lm-evaluation-harness: which there are, their data, and what became of them."""
 
+import collections
 import difflib
 import hashlib
 import importlib.metadata
@@ -198,11 +199,17 @@ def summarise(name: str, results: Mapping[str, Any], version: str) -> dict[str, 
   Returns:
     {'task', 'harness', 'tasks', 'groups'}; the last two have for each name its 'title',
     'version', 'num_fewshot' and 'documents', and by measure {'value', 'se', 'n',
-    'higher_is_better'}. Where a task has filters, measures are named 'exact_match,strict'.
+    'higher_is_better'}, n being the problems that have it. Where a task has filters, measures
+    are named 'exact_match,strict'.
   """
   made: dict[str, Any] = {"task": name, "harness": version, "tasks": {}, "groups": {}}
+  samples = results.get("samples") or {}
   for one, metrics in results["results"].items():
-    measures = _measures(metrics, results["higher_is_better"].get(one, {}))
+    scored = collections.Counter(
+        (measure, s["filter"]) for s in samples.get(one, ()) for measure in s["metrics"])
+    if max(scored.values(), default=0) != metrics.get("sample_len"):  # which is the largest
+      scored.clear()  # not all samples are here
+    measures = _measures(metrics, results["higher_is_better"].get(one, {}), scored)
     if measures:
       made["groups" if one in results.get("groups", {}) else "tasks"][one] = {
           "title": str(metrics.get("alias", one)).strip(" -"),
@@ -221,7 +228,8 @@ def records(results: Mapping[str, Any]) -> list[dict[str, Any]]:
       for task, samples in results["samples"].items() for s in samples]
 
 
-def _measures(metrics: Mapping[str, Any], higher: Mapping[str, Any]) -> dict[str, dict]:
+def _measures(metrics: Mapping[str, Any], higher: Mapping[str, Any],
+              scored: Mapping[tuple[str, str], int]) -> dict[str, dict]:
   made = {}
   for key, value in metrics.items():
     measure, comma, kept = key.partition(",")
@@ -230,7 +238,8 @@ def _measures(metrics: Mapping[str, Any], higher: Mapping[str, Any]) -> dict[str
     error = metrics.get(f"{measure}_stderr,{kept}")
     made[measure if kept == "none" else key] = {
         "value": float(value), "se": float(error) if _is_number(error) else None,
-        "n": metrics.get("sample_len"), "higher_is_better": higher.get(measure)}
+        "n": scored.get((measure, kept)) or metrics.get("sample_len"),
+        "higher_is_better": higher.get(measure)}
   return made
 
 

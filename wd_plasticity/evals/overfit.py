@@ -3,23 +3,30 @@
   python -m wd_plasticity.evals.overfit --config=configs/overfit.py \
       --checkpoint=runs/books --workdir=runs/books
 
-Every checkpoint is evaluated on the same two token sets: evenly spaced records of
-`train_subset`, documents that the model was trained on, and of `validation`, documents
-held out. All errors are over documents (analysis/token_frequency.py): those of the gap
+Every checkpoint is evaluated on two token sets: `trained_on`, evenly spaced records among those
+that it has read in pretraining (which follow from its seed and its step), and `validation`,
+evenly spaced records of documents held out. `share_read` is the share of the training records
+that had been read. All errors are over documents (analysis/token_frequency.py): those of the gap
 say how far it would move with other documents, and are as wide as these differ; between
-checkpoints the documents are the same, so that differences are known much better, see
-the table's last column and the plot.
+checkpoints of one seed and step the documents are the same, so that differences are known much
+better, see the table's last column and the plot.
+
+Of a model that was imported with data it is not known which records it has read: its training
+side is of all of them, and `share_read` is empty.
 """
 
 import dataclasses
 import functools
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from wd_plasticity.analysis import statistics
 from wd_plasticity.analysis import token_frequency as tf
+from wd_plasticity.data import loader
+from wd_plasticity.data.prepare import Prepared
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals import overfit_plot, overfit_summary, program, record_losses
 from wd_plasticity.evals.results import finite
@@ -40,14 +47,14 @@ def main(session: program.Session) -> None:
   if config.batch_size < 1:
     raise UserError(f"batch_size={config.batch_size} must be at least 1.")
   settings = {k: v for k, v in session.settings().items() if k != "batch_size"}
-  waiting: dict[str, list[Target]] = {}
+  settings["training_side"] = "records read"
+  waiting: dict[tuple, list[Target]] = {}
   for target in session.targets:
     if not session.results.is_done(target, ITEM, settings):
-      waiting.setdefault(target.meta["data_fingerprint"], []).append(target)
-  work = []
-  for targets in waiting.values():
-    data = _open_data(session, targets[0])
-    work += [(data, group) for group in session.groups(targets)]
+      key = target.meta["data_fingerprint"], _reading(session.pretraining_data(target), target)
+      waiting.setdefault(key, []).append(target)
+  work = [(reading, group) for (_, reading), targets in waiting.items()
+          for group in session.groups(targets)]
   if work:
     _evaluate(session, settings, work)
   if distributed.is_first():
@@ -59,28 +66,62 @@ def main(session: program.Session) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Reading:
+  """Which of n training records a checkpoint has read: the first `positions` of a seed's order.
+
+  Where all have been read, or it is not known which, there is no seed.
+  """
+  positions: int
+  seed: int | None
+  known: bool = True
+
+  def indices(self, num_records: int, wanted: int) -> np.ndarray:
+    return loader.read_records(self.positions, num_records, self.seed or 0, wanted)
+
+  def share(self, num_records: int) -> float | None:
+    return min(1.0, self.positions / num_records) if self.known else None
+
+
+def _reading(prepared: Prepared, target: Target) -> _Reading:
+  count = len(prepared.training_records)
+  if not target.order_known:
+    return _Reading(count, None, known=False)
+  positions = target.step * target.pretraining["train"]["global_batch_size"]
+  return _Reading(count, None) if positions >= count else _Reading(positions, target.seed)
+
+
+@dataclasses.dataclass(frozen=True)
 class _Data:
-  """The token sets and the frequency bins of one prepared data set."""
-  records: dict[str, np.ndarray]
+  """The token sets and the frequency bins of checkpoints that have read the same records."""
+  reading: _Reading
+  records: dict[str, Any]
   sets: dict[str, tf.TokenSet]
   bins: tf.Bins
   vocab_size: int
   end_of_document: int
-  tokens_per_epoch: int
 
 
-def _open_data(session: program.Session, target: Target) -> _Data:
+def _open_data(session: program.Session, target: Target, before: _Data | None = None) -> _Data:
+  """Those of a target; `before` if it has read the same, or what of it is the same."""
   prepared = session.pretraining_data(target)
-  config, tokenizer = session.config, prepared.tokenizer
-  size, end = tokenizer.vocab_size, tokenizer.eos_id
-  count, length = prepared.training_records.shape
+  config, tokenizer, reading = session.config, prepared.tokenizer, _reading(prepared, target)
+  size, end, training = tokenizer.vocab_size, tokenizer.eos_id, prepared.training_records
+  validation = prepared.records["validation"]
+  alike = before is not None and before.records["validation"] is validation
+  if alike and before.reading == reading:
+    return before
+  read = tf.choose_tokens(training, reading.indices(len(training), config.sequences), end, size,
+                          (0, len(prepared.records["train"])))
+  if alike:
+    return dataclasses.replace(before, reading=reading, sets=before.sets | {"trained_on": read})
+  held_out = tf.choose_tokens(
+      validation, loader.spaced(len(validation), config.sequences), end, size)
   counts_V = _training_counts(session, prepared, size)
   return _Data(
-      records={name: prepared.records[name] for name in overfit_summary.SETS},
-      sets={name: tf.choose_tokens(prepared.records[name], config.sequences, end, size)
-            for name in overfit_summary.SETS},
+      reading=reading, records={"trained_on": training, "validation": validation},
+      sets={"trained_on": read, "validation": held_out},
       bins=tf.make_bins(counts_V, config.frequency.binning, config.frequency.bins),
-      vocab_size=size, end_of_document=end, tokens_per_epoch=count * (length - 1))
+      vocab_size=size, end_of_document=end)
 
 
 def _training_counts(session: program.Session, prepared, vocab_size: int) -> np.ndarray:
@@ -102,14 +143,16 @@ def _training_counts(session: program.Session, prepared, vocab_size: int) -> np.
 
 
 def _evaluate(session: program.Session, settings: dict,
-              work: Sequence[tuple[_Data, Sequence[Target]]]) -> None:
+              work: Sequence[tuple[_Reading, Sequence[Target]]]) -> None:
   rows = -(-session.config.batch_size // session.row_shares) * session.row_shares
-  compiled = {}
-  def batches_of(data):
-    return sum(-(-len(s.indices) // rows) for s in data.sets.values())
-  done = 0
-  with session.progress(sum(batches_of(data) for data, _ in work), "batches") as progress:
-    for data, group in work:
+  compiled, data, done = {}, None, 0
+  total = sum(_num_batches(session, reading, group[0], rows) for reading, group in work)
+  with session.progress(total, "batches") as progress:
+    for reading, group in work:
+      if not reading.known:
+        progress.print(f"note: it is not known which records {group[0].name} has read, as it was "
+                       "imported; its training side is of all of them.")
+      data = _open_data(session, group[0], data)
       key = group[0].model, session.num_members(group), data.end_of_document
       if key not in compiled:
         compiled[key] = record_losses.compile_losses(session, *key)
@@ -130,12 +173,22 @@ def _evaluate(session: program.Session, settings: dict,
         session.results.write(target, ITEM, settings, values, arrays=arrays)
 
 
+def _num_batches(session: program.Session, reading: _Reading, target: Target, rows: int) -> int:
+  validation = session.pretraining_data(target).records["validation"]
+  counts = [min(session.config.sequences, n) or n for n in (reading.positions, len(validation))]
+  return sum(-(-n // rows) for n in counts)
+
+
 @np.errstate(invalid="ignore")  # a member may have diverged
 def _summarise(session: program.Session, data: _Data, target: Target,
                sums: dict[str, np.ndarray]) -> tuple[dict, dict]:
   """Values and arrays of one checkpoint from its losses summed over cells."""
   size, min_count = data.vocab_size, session.config.frequency.min_count
-  values = {"tokens": target.tokens, "epochs": target.tokens / data.tokens_per_epoch}
+  num_records, width = data.records["trained_on"].shape
+  # Of an imported model the tokens may not be known, and are then 0.
+  values = {"tokens": target.tokens,
+            "epochs": target.tokens / (num_records * (width - 1)) if target.tokens else None,
+            "share_read": data.reading.share(num_records)}
   arrays, frequent, bins = {}, {}, {}
   for name, tokens in data.sets.items():
     losses = sums[name]
@@ -152,11 +205,11 @@ def _summarise(session: program.Session, data: _Data, target: Target,
         f"{name}_bin_counts": tokens.bin_sums(tokens.cell_counts, data.bins),
         f"{name}_type_sums": tokens.type_sums(losses, size),
         f"{name}_type_counts": tokens.type_sums(tokens.cell_counts, size)}
-  values["gap"] = tf.difference(values["validation"], values["train_subset"])
+  values["gap"] = tf.difference(values["validation"], values["trained_on"])
   # Over the same token ids: those of one set only would make a difference of their own.
-  both = frequent["validation"] & frequent["train_subset"]
+  both = frequent["validation"] & frequent["trained_on"]
   balanced = [tf.balanced_mean(data.sets[name], sums[name], both)
-              for name in ("validation", "train_subset")]
+              for name in ("validation", "trained_on")]
   values["balanced_gap"] = tf.difference(*balanced) | {"n": balanced[0]["n"]}
   values["bins"] = [
       {"low": float(data.bins.low[k]), "high": float(data.bins.high[k]),
@@ -164,7 +217,7 @@ def _summarise(session: program.Session, data: _Data, target: Target,
        "training_token_share": float(data.bins.mass[k]),
        **{name: bins[name][k] | {"token_share": bins[name][k]["n"] / values[name]["n"]}
           for name in overfit_summary.SETS},
-       "gap": tf.difference(bins["validation"][k], bins["train_subset"][k])}
+       "gap": tf.difference(bins["validation"][k], bins["trained_on"][k])}
       for k in range(len(data.bins))]
   return finite(values), arrays
 

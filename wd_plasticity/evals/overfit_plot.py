@@ -1,6 +1,5 @@
 """The picture of the overfit program: the gap as training goes on, and loss by frequency."""
 
-import json
 import os
 from collections.abc import Callable, Sequence
 
@@ -10,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from wd_plasticity.analysis import plots, statistics
-from wd_plasticity.config import flatten
-from wd_plasticity.evals.overfit_summary import SETS, Row, gap, minus, reference
+from wd_plasticity.evals.overfit_summary import Row, gap, mean_gap, minus, reference
+from wd_plasticity.evals.results import setting_labels
 from wd_plasticity.training.progress import format_count
 
 _LEAST_TOKENS = 100  # of a frequency bin that is drawn
@@ -61,23 +60,14 @@ def _draw(figure: Figure, rows: Sequence[Row], title: str) -> None:
                    10 ** (3 * shift), style)
   for decay in decays:
     panels[-1].plot([], [], "o-", color=colours[decay], ms=6, label=f"{decay:g}")
-  for s, label in enumerate(_labels(settings)):
+  for s, label in enumerate(setting_labels(settings)):
     panels[-1].plot([], [], ls=_LINES[s % len(_LINES)], color="#9a9a9a", label=label)
   panels[-1].legend(title="weight decay", loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _labels(settings: Sequence[str]) -> list[str]:
-  """What tells settings apart, such as 'learning rate 0.003'; nothing for a single one."""
-  flat = [flatten(json.loads(s)) for s in settings]
-  fields = [f for f in dict.fromkeys(f for one in flat for f in one)
-            if len({json.dumps(one.get(f)) for one in flat}) > 1]
-  return [", ".join(f"{f.rsplit('.', 1)[-1].replace('_', ' ')} {one.get(f)}" for f in fields)
-          for one in flat if fields]
-
-
 def _prepare(panels: Sequence[Axes], rows: Sequence[Row], smallest: str) -> None:
   """Titles, labels and scales."""
-  panels[0].set(title="Gap: validation minus train subset", ylabel="gap (nats per token)")
+  panels[0].set(title="Gap: validation minus text trained on", ylabel="gap (nats per token)")
   if len(panels) > 1:
     panels[1].set(title=f"Gap, minus that of weight decay {smallest}",
                   ylabel="difference of gaps (nats per token)")
@@ -104,11 +94,11 @@ def _draw_gaps(axes: Axes, line: Sequence[Row], losses: Callable, shift: float,
   tokens, points = sorted({r.tokens for r in line}), []
   for t in tokens:
     same = [r for r in line if r.tokens == t]
-    mean = {name: np.mean([losses(r)[name] for r in same], axis=0) for name in SETS}
-    points.append(gap(mean, same[0].counts))
+    gaps = [gap(r, losses(r)) for r in same]
+    points.append(mean_gap(gaps))
     if len(same) > 1:
-      axes.plot([t + shift] * len(same), [gap(losses(r), r.counts)["value"] for r in same], ".",
-                color=style["color"], ms=4, alpha=0.6)
+      axes.plot([t + shift] * len(same), [g["value"] for g in gaps], ".", color=style["color"],
+                ms=4, alpha=0.6)
   _draw_line(axes, np.array(tokens) + shift, points, style)
 
 

@@ -12,9 +12,11 @@ texts. Beside the accuracy on the test split stand
 - the majority class of the training texts,
 - *untrained*: the same probe on the same network at its initial parameters,
 - *control* (after Hewitt and Liang 2019): the same probe, of the same strength, fitted to
-  permuted labels. Every text occurs once, so on test texts, their labels permuted as well,
-  nothing above the larger classes' share is possible: more would be a leak. The share of the
-  permuted training labels that it fits tells how much the probe can learn by heart.
+  permuted labels. On test texts, their labels permuted as well, nothing above the larger classes'
+  share is possible: more would be a leak. The share of the permuted training labels that it fits
+  tells how much the probe can learn by heart.
+
+Texts that occur more than once, in training or in both splits, are counted and said, not left out.
 """
 
 from collections.abc import Sequence
@@ -69,7 +71,7 @@ def main(session: program.Session) -> None:
 def _check(config) -> None:
   if not config.tasks:
     raise UserError("tasks names no task; give some, such as --config.tasks=\"('sst2',)\".")
-  for field in ("max_train", "max_test"):
+  for field in ("max_train", "max_test", "seed"):
     if config[field] < 0:
       raise UserError(f"{field}={config[field]} must be 0 or more.")
   if not 0 < config.held_out < 1:
@@ -207,7 +209,8 @@ def _write(session: program.Session, target: Target, task: probe_data.LabelledTa
   strengths = sorted(session.config.inverse_strengths)
   values = {
       "title": task.title, "poolings": list(pooled_states.POOLINGS), "classes": classes.tolist(),
-      "train": {"n": task.num_train, "cut": cut[0]}, "test": {"n": len(test), "cut": cut[1]},
+      "train": {"n": task.num_train, "cut": cut[0]}, "test": {
+          "n": len(test), "cut": cut[1], "in_training": task.in_training},
       "notes": task.notes,
       "majority": statistics.proportion(int((test == majority).sum()), len(test)),
       **_summarise(task, strengths, trained), "untrained": _summarise(task, strengths, untrained)}

@@ -23,6 +23,7 @@ class LabelledTask:
     train_2xN: labels of the training texts, true and permuted.
     test_2xT: labels of the test texts, true and permuted; -1 of a class not in training.
     fit_rows, held_out_rows: training texts to try a strength on, and to judge it by.
+    in_training: how many of the test texts are also training texts.
     notes: what a reader of the results should know about the data.
     settings: everything but the checkpoint that decides a result.
   """
@@ -34,6 +35,7 @@ class LabelledTask:
   test_2xT: np.ndarray
   fit_rows: np.ndarray
   held_out_rows: np.ndarray
+  in_training: int
   notes: list[str]
   settings: dict[str, Any]
 
@@ -65,18 +67,26 @@ def load(session: program.Session, name: str) -> LabelledTask:
     raise UserError(f"all {len(labels)} training examples of {name} are of one class; give "
                     "examples of at least two, or a larger max_train.")
   labels = np.searchsorted(classes, labels)
-  known = np.isin(test_labels, classes)
-  test_labels = np.where(known, np.searchsorted(classes, test_labels), -1)
+  occurs = np.isin(test_labels, classes)
+  test_labels = np.where(occurs, np.searchsorted(classes, test_labels), -1)
   fit_rows, held_out_rows = logistic.stratified_split(labels, config.held_out, config.seed)
   random = np.random.default_rng([config.seed, 1])
+  learnt = [p.text for p in train.problems]
+  known = set(learnt)
+  in_training = sum(p.text in known for p in test.problems)
+  notes = [s.note for s in (train, test) if s.note]
+  if in_training:
+    notes.append(f"{in_training:,} of {len(test.problems):,} test texts of {name} are also "
+                 "training texts")
+  if repeated := len(learnt) - len(known):
+    notes.append(f"{repeated:,} of {len(learnt):,} training texts of {name} repeat another one")
   settings = {k: v for k, v in session.settings().items() if k != "batch_tokens"}
   return LabelledTask(
       name=name, title=task.title,
       texts=[p.text for s in (train, test) for p in s.problems], classes=classes,
       train_2xN=np.stack([labels, random.permutation(labels)]).astype(np.int32),
       test_2xT=np.stack([test_labels, random.permutation(test_labels)]).astype(np.int32),
-      fit_rows=fit_rows, held_out_rows=held_out_rows,
-      notes=[s.note for s in (train, test) if s.note],
+      fit_rows=fit_rows, held_out_rows=held_out_rows, in_training=in_training, notes=notes,
       settings=settings | {"train_fingerprint": train.fingerprint,
                            "test_fingerprint": test.fingerprint})
 

@@ -24,7 +24,7 @@ from wd_plasticity.config import as_json
 from wd_plasticity.data import prepare
 from wd_plasticity.errors import Interrupted, UserError
 from wd_plasticity.evals import targets as targets_lib
-from wd_plasticity.evals.config import FREE_FIELDS
+from wd_plasticity.evals.config import FREE_FIELDS, check_points
 from wd_plasticity.evals.results import Results
 from wd_plasticity.evals.targets import Target
 from wd_plasticity.models import decoder
@@ -54,6 +54,7 @@ class Session:
     self.config, self.workdir = config, pathlib.Path(workdir)
     self.program = program
     self.points = list(points)
+    check_points(program, self.points)
     self.targets, notes = targets_lib.find(
         checkpoints, config.steps, compute_dtype=config.compute_dtype,
         tokenizer_dir=config.tokenizer_dir)

@@ -176,6 +176,15 @@ def setting(result: Mapping[str, Any]) -> str:
   return json.dumps({k: v for k, v in fields.items() if k not in own}, sort_keys=True)
 
 
+def setting_labels(settings: Sequence[str]) -> list[str]:
+  """What tells settings apart, such as 'learning rate 0.003'; '' for a single one."""
+  flat = [flatten(json.loads(s)) for s in settings]
+  fields = [f for f in dict.fromkeys(f for one in flat for f in one)
+            if len({json.dumps(one.get(f)) for one in flat}) > 1]
+  return [", ".join(f"{f.rsplit('.', 1)[-1].replace('_', ' ')} {one.get(f)}" for f in fields)
+          for one in flat]
+
+
 def _pretraining(target: Target) -> dict[str, Any]:
   """The fields of the pretraining that tell members of a study apart."""
   config = target.pretraining

@@ -58,6 +58,9 @@ class SplitEvaluation:
 
   Attributes:
     cost: sequences that an evaluation reads, an estimate for the progress.
+    prompts_cut: how many prompts lost their beginning.
+    too_long: how many are longer than `max_length` all the same, with their longest response,
+      of which nothing is cut.
   """
 
   def __init__(self, task: Task, problems: Sequence[Problem], template: Template,
@@ -70,10 +73,13 @@ class SplitEvaluation:
                  for p in problems]
     self._responses = [[r] if text else []
                        for r, text in zip(template.responses(responses), responses, strict=True)]
-    longest = max([len(o) for options in self._options + self._responses for o in options],
-                  default=1)
+    # What a prompt loses depends on its own responses, not on those of other problems.
+    longest = [max([1, *map(len, a), *map(len, b)])
+               for a, b in zip(self._options, self._responses, strict=True)]
     self._prompts, self.prompts_cut = template.prompts(
-        [p.prompt for p in problems], room=min(longest, max_length // 2))
+        [p.prompt for p in problems], room=[min(n, max_length // 2) for n in longest])
+    self.too_long = sum(len(p) + n - 1 > max_length
+                        for p, n in zip(self._prompts, longest, strict=True))
     self._option_requests = scoring.requests(self._prompts, self._options)
     self._response_requests = scoring.requests(self._prompts, self._responses)
     self.generates = evaluate.generate == "always" or (
@@ -179,4 +185,4 @@ class SplitEvaluation:
   def metrics(self, records: Sequence[dict]) -> dict[str, Any]:
     """The figures of one member from its records, each with standard error and n."""
     return {"problems": len(self.problems), "prompts_cut": self.prompts_cut,
-            **sample_metrics.means(self.scores(records))}
+            "too_long": self.too_long, **sample_metrics.means(self.scores(records))}

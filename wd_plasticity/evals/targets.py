@@ -70,6 +70,11 @@ class Target:
     return self.pretraining["seed"]
 
   @property
+  def order_known(self) -> bool:
+    """Whether it is known which records of its data it has read: those of its seed and step."""
+    return self.meta.get("imported", {"order_known": True}).get("order_known", False)
+
+  @property
   def sequence_length(self) -> int:
     """Tokens of a pretraining record."""
     return self.pretraining["data"]["sequence_length"]

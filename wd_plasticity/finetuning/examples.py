@@ -53,18 +53,19 @@ class Template:
     # A tokenizer that encodes a text as if a space stood before it brings its own.
     self._space = "" if tokenizer.adds_space else " "
 
-  def prompts(self, texts: Sequence[str], room: int = 1) -> tuple[list[np.ndarray], int]:
+  def prompts(self, texts: Sequence[str],
+              room: int | Sequence[int] = 1) -> tuple[list[np.ndarray], int]:
     """Ids of prompts, and how many of them were cut.
 
     Args:
       texts: instructions.
-      room: tokens that are left to a response.
+      room: tokens that are left to a response, the same for all or those of each.
     """
     eos = np.array([self._tokenizer.eos_id], np.int32)
     encoded = self._tokenizer.encode_batch([self._before + t + self._after for t in texts])
-    longest = max(1, self._max_length - room - 1)
-    cut = sum(len(ids) > longest for ids in encoded)
-    return [np.concatenate([eos, ids[-longest:]]) for ids in encoded], cut
+    longest = np.maximum(1, self._max_length - 1 - np.broadcast_to(room, len(encoded))).tolist()
+    cut = sum(len(ids) > n for ids, n in zip(encoded, longest, strict=True))
+    return [np.concatenate([eos, ids[-n:]]) for ids, n in zip(encoded, longest, strict=True)], cut
 
   def responses(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Ids of responses, without an end."""

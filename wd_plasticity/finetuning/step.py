@@ -31,12 +31,14 @@ class TuneOptions:
     lora_alpha: the update is scaled by alpha / rank.
     lora_targets: kernels that have an update.
     replay_fraction: share of the objective that is pretraining loss on replayed records.
+    replay_rows: how many records are replayed in a step, the first ones of those given; 0: all.
     end_of_document: as in pretraining, for replayed records.
   """
   lora_rank: int = 0
   lora_alpha: float = 16.0
   lora_targets: tuple[str, ...] = lora.TARGETS
   replay_fraction: float = 0.0
+  replay_rows: int = 0
   end_of_document: int | None = None
 
 
@@ -125,6 +127,9 @@ class TuneProgram:
     inputs, targets = tokens_BxL[:, :-1], tokens_BxL[:, 1:]
     segments = step_lib.document_ids(inputs, self.options.end_of_document)
     x_BxLxD = decoder.hidden_states(params, self.model, inputs, segments)
+    rows, length = targets.shape
+    wanted = self.options.replay_rows or rows
+    weights = jnp.broadcast_to((jnp.arange(rows) < wanted)[:, None], targets.shape)
     total, _ = loss.next_token_loss(x_BxLxD, decoder.head_kernel(params, self.model), targets,
-                                    jnp.ones(targets.shape, jnp.float32))
-    return total / targets.size
+                                    weights.astype(jnp.float32))
+    return total / (wanted * length)

@@ -247,7 +247,15 @@ def _meta(request, own, fields, tensors, places, config, model, tokenizer, data_
           "source": str(source), "sha256": _sha256(source, tensors), "dtype": usual,
           "dtypes": {name: d for name, d in dtypes.items() if d != usual},
           "max_position_embeddings": fields.get("max_position_embeddings") or _LONGEST,
-          "pretraining_known": bool(own) or request.config is not None}}
+          "pretraining_known": bool(own) or request.config is not None,
+          "order_known": _order_known(request, own, step, config, data_fingerprint)}}
+
+
+def _order_known(request, own, step, config, data_fingerprint) -> bool:
+  """Whether the records it has read follow from seed and step: it was pretrained here."""
+  return (bool(own) and request.config is None and own["data_fingerprint"] == data_fingerprint
+          and own["step"] == step and own["config"]["seed"] == config["seed"]
+          and own.get("imported", {"order_known": True}).get("order_known", False))
 
 
 def _sha256(source: pathlib.Path, tensors: transformers_files.Tensors) -> str:

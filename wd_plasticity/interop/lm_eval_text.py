@@ -38,6 +38,7 @@ class TextModel:
     params_M: parameters on the mesh, stacked; the first member is read. May be replaced by
       those of another checkpoint, compiled programs stay.
     max_length: tokens that are read at most.
+    num_cut: contexts that lost their beginning so far; may be set back.
   """
 
   def __init__(self, model: ModelConfig, tokenizer: Tokenizer, mesh: Mesh, num_members: int,
@@ -59,7 +60,7 @@ class TextModel:
     """
     if max_length < 1:
       raise UserError(f"max_length={max_length} must be at least 1.")
-    self.params_M, self.max_length = params_M, max_length
+    self.params_M, self.max_length, self.num_cut = params_M, max_length, 0
     self._model, self._tokenizer, self._mesh = model, tokenizer, mesh
     self._num_members, self._add_bos_token = num_members, add_bos_token
     self._generators: dict[Sampling, Generator] = {}
@@ -151,6 +152,7 @@ class TextModel:
         raise UserError(
             f"a continuation of {len(continuation)} tokens is longer than the {self.max_length} "
             f"that the model reads; give max_length={len(continuation)} or more.")
+      self.num_cut += len(context) + len(continuation) > self.max_length + 1
       if len(continuation):
         inputs = np.concatenate([context, continuation])[-(self.max_length + 1):-1]
         alike.setdefault(inputs.tobytes(), []).append((i, inputs, continuation))
@@ -215,7 +217,9 @@ class TextModel:
       UserError: `max_new_tokens` leaves no room for a context.
     """
     room = prompt_room(self.max_length, sampling.max_new_tokens)
-    prompts = [self._context(ids)[-room:] for ids in self._encode(contexts)]
+    whole = [self._context(ids) for ids in self._encode(contexts)]
+    self.num_cut += sum(len(ids) > room for ids in whole)
+    prompts = [ids[-room:] for ids in whole]
     made: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
     texts = [""] * len(prompts)
     waiting = list(range(len(prompts)))

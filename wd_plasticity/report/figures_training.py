@@ -33,20 +33,20 @@ def learning_curves(study: Study) -> Figure:
 
 
 def gap(study: Study) -> Figure:
-  """Validation loss minus that on training documents at the end, by weight decay."""
-  views, sources = [], set()
+  """Validation loss minus that on text trained on at the end, by weight decay."""
+  views, measured, logged = [], [], False
   for group in parts.groups(study):
     results = [r for r in parts.select(study.overfit, group, last=True)
                if _gap(r).get("value") is not None]
     if results:
-      sources.add("overfit")
+      measured += results
       views.append(View(parts.with_setting(study, group, {}), _measured_gap(results),
                         "gap (nats per token)"))
       continue
     members = [m for m in parts.finished(study, group) if None not in (m.validation_loss,
                                                               m.train_subset_loss)]
     if members:
-      sources.add("members")
+      logged = True
       difference = lambda m: m.validation_loss - m.train_subset_loss
       points = parts.series("one seed", [m.weight_decay for m in members],
                             [difference(m) for m in members], style=POINTS,
@@ -55,34 +55,35 @@ def gap(study: Study) -> Figure:
                         [parts.decay_series(members, difference, "mean"), points],
                         "gap (nats per token)"))
   return Figure(
-      "gap", PRETRAINING, "Gap between held-out and training documents",
+      "gap", PRETRAINING, "Gap between held-out and training text",
       parts.join(
-          "Validation loss minus the loss on training documents at the end of pretraining, "
-          f"{_seeds(study)} per weight decay.",
-          "Bars are 95 % intervals over documents, which are the same for all decays: differences "
-          "between decays are known much better." if "overfit" in sources else "",
-          "From the evaluations of the pretraining itself; bars are 95 % intervals over seeds."
-          if "members" in sources else "", parts.failed_members(study)),
+          "Validation loss minus the loss on training text at the end of pretraining, "
+          f"{_seeds(study)} per weight decay.", _training_side(measured),
+          "Bars are 95 % intervals over documents, which are the same for all decays of a seed: "
+          "differences between decays are known much better." if measured else "",
+          f"{_UNREAD} Bars are 95 % intervals over seeds." if logged else "",
+          parts.failed_members(study)),
       _DECAY, views, "decay", controls=parts.controls(study),
       missing="" if views else parts.missing(study, "No gap has been measured.", "overfit"))
 
 
 def gap_over_training(study: Study) -> Figure:
   """The gap over tokens, a line per weight decay or member."""
-  views, words = [], ""
+  views, words, side = [], "", ""
   for group in parts.groups(study):
     results = [r for r in parts.select(study.overfit, group) if _gap(r)]
     if len({r.step for r in results}) > 1:
       lines = _over_tokens(results, lambda r: _gap(r).get("value"))
       words = words or f"a line per weight decay, mean over {_seeds(study)}."
+      side = side or _training_side(results)
     else:
       lines = _lines(study, group, _gap_curve)
-      words = words or _line_words(study)
+      words, side = words or _line_words(study), side or _UNREAD
     if lines:
       views.append(View(parts.with_setting(study, group, {}), lines, "gap (nats per token)"))
   return Figure(
       "gap_over_training", PRETRAINING, "The gap over training",
-      parts.join(f"Validation loss minus the loss on training documents, {words}",
+      parts.join(f"Validation loss minus the loss on training text, {words}", side,
                  parts.failed_members(study)),
       "training tokens", views, controls=parts.controls(study), missing="" if views else
       parts.missing(study, "No gap has been measured.", "overfit", "--config.steps=all"))
@@ -227,6 +228,30 @@ def _seeds(study: Study) -> str:
 def _gap(r: Result) -> dict:
   found = r.values.get("gap")
   return found if isinstance(found, dict) else {}
+
+
+_UNREAD = (
+    "From the evaluations of the pretraining itself, whose training side is a fixed subset of the "
+    "training documents: a run of less than an epoch has read only a part of them, and the gap is "
+    "then smaller than to text that was read, which the overfit program finds.")
+
+
+def _training_side(results: Sequence[Result]) -> str:
+  """What the loss of the overfit program is compared with."""
+  if not results:
+    return ""
+  if any("share_read" not in r.values for r in results):  # from before it was written
+    read = max(r.values.get("epochs") or 0.0 for r in results)
+    return (f"The training side is of documents of which about {100 * read:.2g} % had been read, "
+            "so that the gap is smaller than to text that was read; run the overfit program "
+            "again with --replace." if read < 1 else "")
+  shares = sorted({r.values["share_read"] for r in results} - {None})
+  words = " to ".join(f"{100 * s:.3g}" for s in dict.fromkeys((*shares[:1], *shares[-1:])))
+  return parts.join(
+      f"The training side is of text that had been read: {words} % of the training records."
+      if shares else "",
+      "Which records an imported model has read is not known, so its training side is of all."
+      if any(r.values["share_read"] is None for r in results) else "")
 
 
 def _measured_gap(results: Sequence[Result]) -> list[Series]:

@@ -117,7 +117,7 @@ class Result:
     item: name of the result, for the probe and lm_eval its task.
     values: as stored.
     arrays: of overfit's last steps: '<set>_documents', '<set>_document_sums' and
-      '<set>_document_counts', each [documents], of 'validation' and 'train_subset'.
+      '<set>_document_counts', each [documents], of 'validation' and 'trained_on'.
   """
   member: str
   weight_decay: float
@@ -335,12 +335,12 @@ def _finetuned(item: Item, groups, newest, notes: Notes) -> list[Finetuned]:
     return []
   made = []
   for split, after in values["after"].items():
-    before = _measures(values["before"][split])
-    after = _measures(after)
+    measure = finetune_summary.headline(task, after)
+    before, after = _measures(values["before"][split]), _measures(after)
     made.append(Finetuned(
         **_checkpoint(item, groups, newest), task=task, title=title, split=split,
         rate=settings.get("point", ""), learning_rate=float(settings["optim"]["learning_rate"]),
-        measure=finetune_summary.headline(task, after), before=before, after=after,
+        measure=measure, before=before, after=after,
         keys=item.arrays.get(f"{split}/keys", np.array([], np.str_)),
         scores=_scores(item.arrays, split), forgetting=values.get("forgetting"),
         curve=_thin(values.get("curve") or []), observed=values.get("observed") or [],

@@ -112,9 +112,10 @@ def read_tasks(e: Eval) -> list[str]:
   Raises:
     UserError: an impossible field, an unknown task, or files that cannot be read.
   """
-  for point in expand(e.config, _sweep_of(e), alone=()):
-    if e.program == "finetune":
-      finetune_plan.check(point.config)
+  points = expand(e.config, _sweep_of(e), alone=())
+  eval_config.check_points(e.program, points)
+  if e.program == "finetune":
+    finetune_plan.check(points)
   if e.program == "lm_eval":
     return lm_eval_tasks.read(e.config)
   found = []

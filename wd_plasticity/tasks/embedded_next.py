@@ -6,6 +6,7 @@ The three wrong sentences go on other passages of the same split and package.
 import collections
 from collections.abc import Iterable, Iterator
 
+from wd_plasticity.data import embedded
 from wd_plasticity.tasks import embedded_text, formats
 from wd_plasticity.tasks.task import Problem, Task
 
@@ -26,7 +27,7 @@ def _problems(rows: Iterable[dict], split: str) -> Iterator[Problem]:
       if len(wrong) < _NUM_OPTIONS - 1:
         continue
       prompt = " ".join(before)
-      gold = embedded_text.hashed(prompt) % _NUM_OPTIONS
+      gold = embedded.hashed(prompt) % _NUM_OPTIONS
       options = wrong[:_NUM_OPTIONS - 1]
       options.insert(gold, right)
       yield formats.cloze(f"{package}-{i}", prompt, options, gold)

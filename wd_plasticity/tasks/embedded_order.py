@@ -7,6 +7,7 @@ word is moved, which capital or full stop would betray.
 
 from collections.abc import Iterable, Iterator
 
+from wd_plasticity.data import embedded
 from wd_plasticity.tasks import embedded_text, formats
 from wd_plasticity.tasks.task import Problem, Task
 
@@ -19,7 +20,7 @@ def _problems(rows: Iterable[dict], split: str) -> Iterator[Problem]:
   del rows
   seen, swaps = set(), 0
   sentences = [s for p in embedded_text.paragraphs(split) for s in p.sentences]
-  for number, sentence in enumerate(sorted(sentences, key=embedded_text.hashed)):
+  for number, sentence in enumerate(sorted(sentences, key=embedded.hashed)):
     words = sentence.split()
     places = [i for i in range(1, len(words) - 2) if words[i].lower() != words[i + 1].lower()]
     if sentence in seen or not _MIN_WORDS <= len(words) <= _MAX_WORDS or not places:
@@ -28,7 +29,7 @@ def _problems(rows: Iterable[dict], split: str) -> Iterator[Problem]:
     swap = swaps < len(seen) / 2
     if swap:
       swaps += 1
-      i = places[embedded_text.hashed(f"place {sentence}") % len(places)]
+      i = places[embedded.hashed(f"place {sentence}") % len(places)]
       words[i], words[i + 1] = words[i + 1], words[i]
     yield formats.labelled(str(number), " ".join(words), int(swap), _LABELS, _QUESTION)
 

@@ -1,29 +1,26 @@
 """Prose from the docstrings of installed packages, for the tasks that need no files.
 
-Some modules of each of a few packages are read (see `data.embedded`), enough for a
-quick start and in about a second. A module belongs to the training or to the test
-split; a paragraph that several modules share belongs to none, and no sentence to both.
+Some modules of each of a few packages are read (see `data.embedded`), enough for a quick start
+and in about a second. The test split is of those modules that the embedded corpus holds out, so
+that no pretraining on it has seen a test text; the training split is of others. A paragraph that
+several modules share belongs to none, and no sentence to both.
 """
 
 import collections
 import dataclasses
 import functools
-import hashlib
 import os
 import re
 from collections.abc import Iterator
 
 from wd_plasticity.data import embedded
 
-PACKAGES = ("matplotlib", "huggingface_hub", "orbax", "flax")
+PACKAGES = embedded.HELD_OUT_PACKAGES
 SPLITS = {"train": 0, "test": 0}  # the numbers depend on the installed versions
 
 _BYTES_PER_PACKAGE = 1_500_000
-_TEST_SHARE = 0.3
 _MIN_WORDS, _MAX_WORDS = 10, 80
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 _NOT_PROSE = re.compile(r">>>|::|--|==|\w: ")  # code, tables, lists of arguments
-_MARKUP = re.compile(r":\w+:(?=`)|[`*]+|\s*\[\d+\]_")
 _NAMES = re.compile(r"\b(matplotlib|pyplot|mpl|huggingface(_hub)?|hugging face|hub|orbax|flax|"
                     r"linen|nnx|jax)\b", re.IGNORECASE)
 
@@ -38,50 +35,35 @@ class Paragraph:
 
   @property
   def sentences(self) -> list[str]:
-    return _SENTENCE_END.split(self.text)
-
-
-def hashed(text: str) -> int:
-  """A number from 0 to 2^64 - 1 that depends on the text alone."""
-  return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    return embedded.SENTENCE_END.split(self.text)
 
 
 def paragraphs(split: str) -> list[Paragraph]:
   """The paragraphs of a split, in an order that depends on their text alone."""
-  test_modules = _test_modules()
-  train = [p for p in _paragraphs() if p.module not in test_modules]
+  found, held_out = _paragraphs()
+  train = [p for p in found if p.module not in held_out]
   if split == "train":
     return train
   known = {sentence for p in train for sentence in p.sentences}
-  return [p for p in _paragraphs() if p.module in test_modules and known.isdisjoint(p.sentences)]
+  # A sentence of fewer words is not kept out of the corpus.
+  return [p for p in found if p.module in held_out and known.isdisjoint(p.sentences)
+          and min(len(embedded.words(s)) for s in p.sentences) >= embedded.LEAST_WORDS]
 
 
 @functools.cache
-def _test_modules() -> frozenset[str]:
-  """Modules with just under a given share of the paragraphs of each package."""
-  counts = collections.Counter((p.package, p.module) for p in _paragraphs())
-  left = collections.Counter()
-  for (package, _), count in counts.items():
-    left[package] += _TEST_SHARE * count
-  chosen = []
-  for (package, module), count in sorted(counts.items(), key=lambda item: hashed(item[0][1])):
-    if count <= left[package]:
-      left[package] -= count
-      chosen.append(module)
-  return frozenset(chosen)
-
-
-@functools.cache
-def _paragraphs() -> tuple[Paragraph, ...]:
+def _paragraphs() -> tuple[tuple[Paragraph, ...], frozenset[str]]:
+  """Those of both splits, and the modules of the test split."""
+  files = embedded.module_files()
+  held_out = embedded.held_out(files)
   found = collections.defaultdict(list)
-  for module, text in _modules():
+  for module, text in _modules(files, held_out):
     package = PACKAGES.index(module.partition(".")[0])
     for block in text.split("\n\n"):
-      block = _NAMES.sub("library", _MARKUP.sub("", " ".join(block.split())))
+      block = _NAMES.sub("library", embedded.MARKUP.sub("", " ".join(block.split())))
       if _is_prose(block):
         found[block].append(Paragraph(package, module, block))
   unique = [same[0] for same in found.values() if len({p.module for p in same}) == 1]
-  return tuple(sorted(unique, key=lambda p: hashed(p.text)))
+  return tuple(sorted(unique, key=lambda p: embedded.hashed(p.text))), held_out
 
 
 def _is_prose(text: str) -> bool:
@@ -91,14 +73,17 @@ def _is_prose(text: str) -> bool:
   return text[0].isupper() and text.endswith(".") and letters >= 0.9 * len(text)
 
 
-def _modules() -> Iterator[tuple[str, str]]:
-  files = [f for f in embedded.module_files() if f[0].partition(".")[0] in PACKAGES]
-  left = dict.fromkeys(PACKAGES, _BYTES_PER_PACKAGE)
-  for module, path in sorted(files, key=lambda f: hashed(f[0])):
-    package = module.partition(".")[0]
-    size = os.path.getsize(path)
-    if size > left[package] or module == package:
+def _modules(files: list[tuple[str, str]],
+             held_out: frozenset[str]) -> Iterator[tuple[str, str]]:
+  """Some modules of each package and split, with their docstrings."""
+  shares = {True: embedded.HELD_OUT_SHARE, False: 1 - embedded.HELD_OUT_SHARE}
+  left = {(package, is_test): share * _BYTES_PER_PACKAGE
+          for package in PACKAGES for is_test, share in shares.items()}
+  own = [f for f in files if f[0].partition(".")[0] in PACKAGES and f[0] not in PACKAGES]
+  for module, path in sorted(own, key=lambda f: embedded.hashed(f[0])):
+    of, size = (module.partition(".")[0], module in held_out), os.path.getsize(path)
+    if size > left[of]:
       continue
-    left[package] -= size
+    left[of] -= size
     with open(path, "rb") as f:
       yield module, embedded.docstrings(f.read())

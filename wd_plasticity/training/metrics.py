@@ -10,7 +10,7 @@ Names are stable; reports and plots read them:
 | metrics.jsonl | train/z_loss               | its z-loss, where one is configured              |
 | metrics.jsonl | train/grad_norm            | global L2 norm of the gradient before clipping   |
 | metrics.jsonl | validation/loss            | nats per token on validation documents           |
-| metrics.jsonl | train_subset/loss          | nats per token on some of the training documents |
+| metrics.jsonl | train_subset/loss          | the same on some training documents, read or not |
 | metrics.jsonl | optim/learning_rate        | of this step                                     |
 | metrics.jsonl | optim/weight_decay/<group> | coefficient of the group at this step            |
 | metrics.jsonl | weight_norm/<group>        | L2 norm of the group's parameters                |
