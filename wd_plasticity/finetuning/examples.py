@@ -16,6 +16,8 @@ from wd_plasticity.errors import UserError
 from wd_plasticity.tasks.task import Problem
 
 PROMPT = "{prompt}"
+_STUDY = "Human: {prompt}\nAssistant:"
+_STUDY_STOPS = ("Human", "Human:", "Assistant", "Assistant:")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +32,26 @@ class Example:
   prompt_length: int
 
 
+def stop_strings(template: str) -> tuple[str, ...]:
+  """Texts at which a model that has answered begins another conversation by itself.
+
+  Those of a template are its lines, where they begin a line: `\\nQuestion:` and `\\nAnswer:`
+  of 'Question: {prompt}\\nAnswer:'. The template of the study has the study's, which end a
+  response wherever they stand: 'Human' and 'Assistant'.
+  """
+  if template == _STUDY:
+    return _STUDY_STOPS
+  before, _, after = template.partition(PROMPT)
+  # What follows the prompt in its own line does not begin one.
+  lines = [line.strip() for line in [*before.split("\n"), *after.split("\n")[1:]]]
+  return tuple(dict.fromkeys("\n" + line for line in lines if line))
+
+
 class Template:
   """Turns prompts and responses into ids.
+
+  Attributes:
+    stops: texts that end a response, see `stop_strings`.
 
   Args:
     text: with `{prompt}` where the instruction goes; the response follows it.
@@ -48,6 +68,7 @@ class Template:
       raise UserError(f"template={text!r} must contain {PROMPT} once, such as "
                       r"'Human: {prompt}\nAssistant:'.")
     self._before, self._after = text.split(PROMPT)
+    self.stops = stop_strings(text)
     self._tokenizer = tokenizer
     self._max_length = max_length
     # A tokenizer that encodes a text as if a space stood before it brings its own.
