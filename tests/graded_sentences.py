@@ -50,13 +50,15 @@ MATH_RIGHT = [
     ("72", "that she has 72 apples."), ("72", "that Natalia sold 72 clips altogether."),
     ("5", "that Dr. Smith has 5 apples."), ("72", "the number 72."), ("72", "as follows: 72"),
     ("72", "as follows:\n\n72"), ("72", "the following.\n72"), ("72", "72: that is the total."),
-    ("72", "72 (in total)."), ("72", "exactly $72."), ("72", "clearly **72**."), ("72", "72\n\nDone"),
+    ("72", "72 (in total)."), ("72", "exactly $72."), ("72", "clearly **72**."),
+    ("72", "72\n\nDone"),
     # Sentences with several.
     ("72", "48 + 24 = 72."), ("72", "48+24=72 clips."), ("72", "$48 + $24 = $72."),
     ("72", "72, because 48 + 24 = 72."), ("72", "72, since 48 in April and 24 in May make 72."),
     ("15", "5 x 3 = 15."), ("15", "5 × 3 = 15 dollars"), ("72", "6 dozen = 72 eggs."),
     ("120", "15 gallons * 8 pints / gallon = 120 pints"), ("72", "the sum 48 + 24, that is 72."),
-    ("8", "that she paid 5 + 3 dollars."), ("72", "48 + 24 clips."), ("72", "72. Note: 3 are left."),
+    ("8", "that she paid 5 + 3 dollars."), ("72", "48 + 24 clips."),
+    ("72", "72. Note: 3 are left."),
     ("5", "5. Note: 3 apples remain."), ("5", "5 apples. She ate 3."), ("72", "72 for 3 people."),
     ("72", "3. No, the answer is 72."), ("3:4", "3:4."), ("7", "not 5 but 7."),
     # The last line of GSM8K.
@@ -70,13 +72,17 @@ MATH_WRONG = [
     ("2", "$2x$."), ("1", "1 million."), ("10", "10 or 12."), ("3", "3 to 5."), ("3", "3:4."),
     ("1", "(1, 2)."), ("72", "unknown."), ("72", ""), ("72", "|72"), ("72", r"|\boxed{71}"),
     ("72", r"|It is 72, but \boxed{7}."), ("5", r"5\sqrt{2}"), ("1/2", "2/1."), ("2.5", "2 1/3"),
-    ("9500", "9,501."), ("9500", "95,00"), ("3", "3/4 cups."), ("4", "3/4 cups."), ("0", "x + y = 0."),
+    ("9500", "9,501."), ("9500", "95,00"), ("3", "3/4 cups."), ("4", "3/4 cups."),
+    ("0", "x + y = 0."),
     ("72", "48 + 25 = 73."), ("72", "Evelyn."), ("Evelyn", "Bob."), ("5", "72. Note: 5 are left."),
     ("4", "|The answer is 4.\n#### 3"), ("72", "|#### 71"), ("2", "2 out of 7."), ("5", r"$-5$."),
 ]
 # Both read a part of the mathematics, of the number, of the word or of the name alone.
 NOT_AS_BOTH = {
-    ("1", "1 million."), ("5", "5x."), ("5", r"5\sqrt{2}"), ("0", "x + y = 0."),
+    ("1", "1 million."), ("5", "5x."), ("5", r"5\sqrt{2}"), ("0", "x + y = 0."), ("72", "(72)."),
+    ("9500", r"$9\,500$"), ("2.5", "2 1/2"), ("2.5", "2 1/2 hours."), ("2.5", "2½."),
+    ("1000000", "1 million."), ("1500000", "1.5 million dollars."), ("2000", "2 thousand."),
+    ("1500000", "$1.5 million."), ("3000000000", "3 billion people"), ("A", "A possible cause."),
 }
 
 # With options A to D; "|" as above.
@@ -85,7 +91,8 @@ LETTERS_RIGHT = [
     ("B", "B) Aspirin"), ("B", "B. Aspirin."), ("B", "B. aspirin"), ("B", "B: Aspirin."),
     ("B", "B - Aspirin."), ("B", "B – Aspirin"), ("B", "B—Aspirin."), ("B", "B, Aspirin."),
     ("C", "C: A deficiency of iron."), ("C", "option C: B lymphocytes"), ("C", "C. Ratio: B cells "
-     "fall."), ("D", "'D'."), ("D", '"D".'), ("D", "“D”."), ("D", "`D`"), ("D", "{D}"), ("D", "__D__"),
+     "fall."), ("D", "'D'."), ("D", '"D".'), ("D", "“D”."), ("D", "`D`"), ("D", "{D}"),
+    ("D", "__D__"),
     ("D", "_D_."), ("D", "**D**."), ("D", "**D. Aspirin**"), ("D", ":** D"), ("D", "*D*"),
     ("D", r"$\mathbf{D}$."), ("D", r"\mathrm{D}"), ("D", r"\text{D}."), ("D", r"$\text{(D)}$"),
     ("D", r"$D$."), ("D", r"\(D\)."), ("D", r"|\boxed{D}"), ("D", r"|\boxed{\text{D}}"),
@@ -100,7 +107,8 @@ LETTERS_RIGHT = [
 LETTERS_WRONG = [
     ("A", "B."), ("E", "E. coli."), ("A", "A possible cause."), ("A", "a possible cause."),
     ("A", "C: A deficiency of iron."), ("B", "option C: B lymphocytes"), ("B", "C. Ratio: B cells "
-     "fall."), ("B", "Aspirin."), ("B", "Botulism."), ("B", "vitamin B."), ("C", "C-reactive protein."),
+     "fall."), ("B", "Aspirin."), ("B", "Botulism."), ("B", "vitamin B."),
+    ("C", "C-reactive protein."),
     ("D", "D'Angelo."), ("A", "An abscess."), ("B", "B12."), ("B", "|B"), ("C", ""), ("I", "i.e. "
      "nothing"), ("A", "unclear. A is possible."), ("B", r"|\boxed{C}, so the answer is B."),
 ]
@@ -108,7 +116,8 @@ LETTERS_WRONG = [
 # Answers of one word, PubMedQA.
 WORDS_RIGHT = [
     ("yes", "yes."), ("yes", "Yes"), ("yes", "YES!"), ("no", ": no"), ("maybe", "maybe."),
-    ("yes", "yes: it helps."), ("yes", "yes, it helps"), ("no", "no—there is none."), ("no", "no - none"),
+    ("yes", "yes: it helps."), ("yes", "yes, it helps"), ("no", "no—there is none."),
+    ("no", "no - none"),
     ("yes", "“yes”."), ("yes", '"yes".'), ("yes", "'yes'"), ("yes", "**yes**."), ("yes", "`yes`"),
     ("yes", "_yes_"), ("yes", "(yes)."), ("yes", r"|\boxed{\text{yes}}"), ("yes", r"|\boxed{yes}"),
     ("no", r"$\text{no}$."), ("no", r"\textbf{no}."), ("maybe", "maybe; more is needed."),
@@ -124,4 +133,5 @@ def text_of(sentence: str) -> str:
   """The generated text of an entry."""
   if sentence.startswith("|"):
     return sentence[1:]
-  return f"First this, then that. The answer is{sentence if sentence[:1] in ': ' else ' ' + sentence}"
+  space = "" if sentence[:1] in (":", " ") else " "
+  return f"First this, then that. The answer is{space}{sentence}"

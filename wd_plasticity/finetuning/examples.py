@@ -13,11 +13,11 @@ import numpy as np
 
 from wd_plasticity.data.tokenizers import Tokenizer
 from wd_plasticity.errors import UserError
+from wd_plasticity.tasks.grading import STOP_STRINGS
 from wd_plasticity.tasks.task import Problem
 
 PROMPT = "{prompt}"
 _STUDY = "Human: {prompt}\nAssistant:"
-_STUDY_STOPS = ("Human", "Human:", "Assistant", "Assistant:")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +35,15 @@ class Example:
 def stop_strings(template: str) -> tuple[str, ...]:
   """Texts at which a model that has answered begins another conversation by itself.
 
-  Those of a template are its lines, where they begin a line: `\\nQuestion:` and `\\nAnswer:`
-  of 'Question: {prompt}\\nAnswer:'. The template of the study has the study's, which end a
-  response wherever they stand: 'Human' and 'Assistant'.
+  Those of a template are its lines, where they begin a line (`Question:` and `Answer:` of
+  'Question: {prompt}\\nAnswer:'), or the beginning of its only line. The template of the
+  study has the study's, which end a response wherever they stand: 'Human' and 'Assistant'.
   """
   if template == _STUDY:
-    return _STUDY_STOPS
+    return STOP_STRINGS
   before, _, after = template.partition(PROMPT)
+  if "\n" not in template:
+    return (before.strip(),) if before.strip() else ()
   # What follows the prompt in its own line does not begin one.
   lines = [line.strip() for line in [*before.split("\n"), *after.split("\n")[1:]]]
   return tuple(dict.fromkeys("\n" + line for line in lines if line))

@@ -25,8 +25,10 @@ _SENTENCE_END = re.compile(
     r"(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bSt)(?<!\bNo)(?<!\bvs)(?<!\bMrs)(?<!\bProf)"
     r"[.!?][*_`\"'”’)\]}$]*\s+(?=[\"'“‘(\[*_$\\]*[A-Z](?!\.))")
 _COLON = re.compile(r":(?!\d)|(?<!\d):")  # but not that of a ratio
-_ANSWER_BEGINS = re.compile(r"[\s*_`\"'“‘(\[{~≈=]*(?:[A-Za-z]\s*=|[-+−]?\s*[\d.$€£¥₹\\]|[A-Za-z]\W*$)")
+_ANSWER_BEGINS = re.compile(
+    r"[\s*_`\"'“‘(\[{~≈=]*(?:[A-Za-z]\s*=|[-+−]?\s*[\d.$€£¥₹\\]|[A-Za-z]\W*$)")
 _MATHEMATICS = re.compile(r"\d|\\[a-z]|[A-Za-z] ?=|[¼-¾⅐-⅞]")
+_BRACE = re.compile(r"[{}]")
 _DISPLAYS = (("\\[", "\\]"), ("$$", "$$"), ("```", "```"))
 
 # What may stand before a letter or a word: LaTeX, quotes, brackets, markup.
@@ -36,8 +38,9 @@ _LETTER = re.compile(
     _OPENING + r"(?:(?:therefore|thus|hence|clearly|probably|most likely|likely|definitely),?\s)?"
     r"(?:(?:the\s)?(?:(?:correct|right|best|final)\s)?(?:[Oo]ption|[Cc]hoice|[Ll]etter|answer)\b"
     r"[\s:]*)?" + _OPENING + r"([A-Za-z])(?!_*[^\W_]|['’][^\W_]|[-/&<>][^\W_]|\.[^\W_]"
-    r"|\s*[=+^⊃∨∧→≤≥]|\. ?[A-Z]\.)")  # "B12", "C-reactive", "i.e.", "C = 8", "B. F. Skinner"
-_NAMED_LETTER = re.compile(r"\b(?:[Oo]ption|[Cc]hoice|[Ll]etter)[\s(*\"'“]+([A-Z])(?!_*[^\W_]|['’]\w)")
+    r"|\s*[=+^⊃∨∧→≤≥]|\. ?[A-Z](?:\.|$))")  # "B12", "C-reactive", "i.e.", "C = 8", "B. F. Skinner"
+_NAMED_LETTER = re.compile(
+    r"\b(?:[Oo]ption|[Cc]hoice|[Ll]etter)[\s(*\"'“]+([A-Z])(?!_*[^\W_]|['’]\w)")
 _AFTER_LETTER = re.compile(  # "A is right", "A Aspirin", but not "A possible cause"
     r"\s+(?:is|as|because|since|for|with|which|and|or|not|but|based|due|given|in|on|rather|so|from"
     r"|according|that|if|by)\b|\s*[^\sa-zB-DF-HJ-NP-TV-Z]|\s*$")
@@ -156,10 +159,10 @@ def _last_boxed(text: str) -> tuple[int, str] | None:
     content = text[opening:].split("$")[0].split("\n")[0].strip()
     return (start, content) if content else None
   depth = 0
-  for end in range(opening, len(text)):
-    depth += {"{": 1, "}": -1}.get(text[end], 0)
+  for brace in _BRACE.finditer(text, opening):
+    depth += 1 if brace[0] == "{" else -1
     if depth == 0:
-      content = text[opening + 1:end].strip()
+      content = text[opening + 1:brace.start()].strip()
       return (start, content) if content else None
   return None
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from wd_plasticity.tasks.math_process import MathProcess
 
 LONGEST = 400  # characters of an answer that math-verify is asked about
+_MOST_BRACKETS = 60  # in such an answer; its parser is slow on nested ones
 _MOST_KNOWN = 1 << 16  # verdicts that are kept
 
 # Numbers.
@@ -118,7 +119,7 @@ def _questions(a: tuple[str, ...], b: tuple[str, ...]) -> list[tuple[str, str]]:
 
 
 def _comparable(x: str, y: str) -> bool:
-  if len(x) > LONGEST:
+  if len(x) > LONGEST or sum(map(x.count, "([{")) > _MOST_BRACKETS:
     return False
   if _TWO_WORDS.search(x) and not set("\\=^$") & set(x):
     # math-verify would take every letter for a variable, which is as slow as it is wrong.
