@@ -230,7 +230,7 @@ def _class(text: str, problem: Problem | None) -> str | None:
   """The longest name of a class of the problem that a text begins with."""
   text = _plain(text)
   for name in sorted(_classes(problem), key=len, reverse=True):
-    if name and text.startswith(name) and not text[len(name):len(name) + 1].isalnum():
+    if name and re.match(re.escape(name) + r"(?!-?[^\W_])", text):
       return name
   return None
 
@@ -251,5 +251,5 @@ def _words(text: str, problem: Problem | None) -> str | None:
 
 def _plain(text: str) -> str:
   """Lower case with single spaces, without what stands around it."""
-  text = re.match(_OPENING, text).string[re.match(_OPENING, text).end():]
+  text = text[re.match(_OPENING, text).end():]
   return " ".join(text.casefold().split()).rstrip(_PUNCTUATION + " ")

@@ -76,11 +76,15 @@ def equivalent(a: str, b: str) -> bool:
 def equivalent_all(pairs: Sequence[tuple[str, str]]) -> list[bool]:
   """`equivalent` of many pairs, with those that need math-verify asked in one go."""
   read = [(readings(a), readings(b)) for a, b in pairs]
-  asked = {pair: None for a, b in read for pair in _questions(a, b) if pair not in _known}
+  questions = [_questions(a, b) for a, b in read]
+  verdicts = {pair: _known.get(pair) for asked in questions for pair in asked}
+  new = [pair for pair, verdict in verdicts.items() if verdict is None]
+  verdicts.update(zip(new, PROCESS.same(new) if new else (), strict=True))
   if len(_known) > _MOST_KNOWN:
     _known.clear()
-  _known.update(zip(asked, PROCESS.same(list(asked)), strict=True) if asked else ())
-  return [_plainly_same(a, b) or any(_known[pair] for pair in _questions(a, b)) for a, b in read]
+  _known.update(verdicts)
+  return [_plainly_same(a, b) or any(verdicts[pair] for pair in asked)
+          for (a, b), asked in zip(read, questions, strict=True)]
 
 
 def readings(text: str) -> tuple[str, ...]:
@@ -98,13 +102,10 @@ def readings(text: str) -> tuple[str, ...]:
 
 def _plainly_same(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
   """Whether they are the same texts or numbers."""
-  for x in a:
-    for y in b:
-      if x.casefold() == y.casefold() if _WORD.search(x) else x == y:
-        return True
-      if _PLAIN.fullmatch(x) and _PLAIN.fullmatch(y) and _value(x) == _value(y):
-        return True
-  return False
+  names = [x.casefold() for x in a if re.search("[A-Za-z]{3}", x)]
+  if set(a) & set(b) or any(y.casefold() in names for y in b):
+    return True
+  return not {_value(x) for x in a}.isdisjoint({_value(y) for y in b} - {None})
 
 
 def _questions(a: tuple[str, ...], b: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -128,8 +129,11 @@ def _comparable(x: str, y: str) -> bool:
   return not (_EQUATION.fullmatch(x) and _ZERO.fullmatch(y))
 
 
-def _value(plain: str) -> fractions.Fraction | None:
-  top, _, bottom = plain.partition("/")
+def _value(text: str) -> fractions.Fraction | None:
+  """The value of a plain number or fraction, None of anything else."""
+  if len(text) > LONGEST or not _PLAIN.fullmatch(text):
+    return None
+  top, _, bottom = text.partition("/")
   bottom = fractions.Fraction(bottom or 1)
   return fractions.Fraction(top) / bottom if bottom else None
 
@@ -208,6 +212,6 @@ def _canonical(match: re.Match) -> str:
   return sign + number.replace(" ", "")
 
 
-def _times(plain: str, factor: int) -> str:
-  value = _value(plain) if _PLAIN.fullmatch(plain) else None
-  return f"({plain})*{factor}" if value is None else str(value * factor)
+def _times(number: str, factor: int) -> str:
+  value = _value(number)
+  return f"({number})*{factor}" if value is None else str(value * factor)
