@@ -23,7 +23,7 @@ _LONGEST = 1000  # characters that are read of what is stated
 _MARKS = ("answer is", "####")
 _SENTENCE_END = re.compile(
     r"(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bSt)(?<!\bNo)(?<!\bvs)(?<!\bMrs)(?<!\bProf)"
-    r"[.!?][*_`\"'”’)\]}$]*\s+(?=[\"'“‘(\[*_$\\]*[A-Z](?!\.))")
+    r"[.!?][*_`\"'”’)\]}$]*\s+(?=[\"'“‘(\[*_$\\]*[A-Z])")
 _COLON = re.compile(r":(?!\d)|(?<!\d):")  # but not that of a ratio
 _ANSWER_BEGINS = re.compile(
     r"[\s*_`\"'“‘(\[{~≈=]*(?:[A-Za-z]\s*=|[-+−]?\s*[\d.$€£¥₹\\]|[A-Za-z]\W*$)")
@@ -38,7 +38,7 @@ _LETTER = re.compile(
     _OPENING + r"(?:(?:therefore|thus|hence|clearly|probably|most likely|likely|definitely),?\s)?"
     r"(?:(?:the\s)?(?:(?:correct|right|best|final)\s)?(?:[Oo]ption|[Cc]hoice|[Ll]etter|answer)\b"
     r"[\s:]*)?" + _OPENING + r"([A-Za-z])(?!_*[^\W_]|['’][^\W_]|[-/&<>][^\W_]|\.[^\W_]"
-    r"|\s*[=+^⊃∨∧→≤≥]|\. ?[A-Z](?:\.|$))")  # "B12", "C-reactive", "i.e.", "C = 8", "B. F. Skinner"
+    r"|\s*[=+^⊃∨∧→≤≥])")  # but not of "B12", "C-reactive", "i.e.", "C = 8"
 _NAMED_LETTER = re.compile(
     r"\b(?:[Oo]ption|[Cc]hoice|[Ll]etter)[\s(*\"'“]+([A-Z])(?!_*[^\W_]|['’]\w)")
 _AFTER_LETTER = re.compile(  # "A is right", "A Aspirin", but not "A possible cause"
