@@ -71,7 +71,8 @@ def run(config=None, params=None, prompts=None, mesh=None, seed=0, eos=None, mem
   members = len(jax.tree.leaves(params)[0])
   generator = make_generator(config, mesh or make_mesh(), members,
                              Sampling(**dict(max_new_tokens=NEW) | sampling), eos,
-                             memory_bytes=memory_bytes, num_tokens=num_tokens)
+                             memory_bytes=memory_bytes,
+                             num_tokens=num_tokens or config.vocab_size)
   return generator.generate(params, make_prompts() if prompts is None else prompts, seed,
                             on_batch)
 
@@ -79,14 +80,14 @@ def run(config=None, params=None, prompts=None, mesh=None, seed=0, eos=None, mem
 make_generator = functools.cache(Generator)  # what was compiled for one test serves others
 
 
-def by_hand(config, params, prompt, penalty=1.0, new_tokens=NEW):
+def by_hand(config, params, prompt, penalty=1.0, new_tokens=NEW, exempt=None):
   """Greedy continuation by the logits of the whole text, in numpy but for the model."""
   text = list(prompt)
   for _ in range(new_tokens):
     padded = np.zeros((1, 32), np.int32)
     padded[0, :len(text)] = text
     logits = np.array(_LOGITS(params, config, padded)[0, len(text) - 1])
-    for token in set(text):
+    for token in set(text) - {exempt}:
       logits[token] *= penalty if logits[token] < 0 else 1 / penalty
     text.append(int(np.argmax(logits)))
   return text[len(prompt):]
@@ -171,6 +172,43 @@ def test_end_mark():
   for i, length in enumerate(lengths):
     assert out.continuation(0, i).tolist() == free[i][:length]
     assert (out.tokens_MxPxSxT[0, i, 0, length:] == eos).all()
+
+
+def test_the_end_mark_is_not_penalised_where_it_stands_before_the_prompt():
+  # A penalty so large that a token which was seen is never the likeliest.
+  config = model_config()
+  params = make_params(config)
+  prompts = make_prompts()
+  eos = by_hand(config, params, prompts[1], new_tokens=5, penalty=1e6)[-1]
+  prompts = [np.append(eos, p) for p in prompts]
+  free = [by_hand(config, params, p, 1e6, exempt=eos) for p in prompts]
+  lengths = [(row + [eos]).index(eos) for row in free]
+  assert min(lengths) < NEW
+  out = run(config, stack(params), prompts, eos=eos, repetition_penalty=1e6)
+  assert out.lengths_MxPxS[0, :, 0].tolist() == lengths
+  for i, length in enumerate(lengths):
+    assert out.continuation(0, i).tolist() == free[i][:length]
+  # Without an end mark the same token is one like others.
+  out = run(config, stack(params), prompts, repetition_penalty=1e6)
+  assert out.tokens_MxPxSxT[0, :, 0].tolist() == [
+      by_hand(config, params, p, 1e6) for p in prompts]
+  assert (out.tokens_MxPxSxT != eos).all()
+
+
+def test_samples_end_as_often_as_the_distribution_says_whatever_stands_before_the_prompt():
+  config = model_config()
+  params = make_params(config)
+  eos, count = 5, 4000
+  prompt = np.array([eos, 3, 9])
+  logits = np.array(_LOGITS(params, config, np.pad(prompt, (0, 29))[None].astype(np.int32))[0, 2],
+                    np.float64)
+  for token in (3, 9):
+    logits[token] *= 2.0 if logits[token] < 0 else 0.5
+  share = np.exp(logits[eos]) / np.exp(logits).sum()
+  out = run(config, stack(params), [prompt], eos=eos, temperature=1.0, repetition_penalty=2.0,
+            num_samples=count, max_new_tokens=1)
+  ended = float((out.lengths_MxPxS == 0).mean())
+  assert abs(ended - share) < 4 * np.sqrt(share * (1 - share) / count)
 
 
 def test_one_new_token_and_no_prompt():

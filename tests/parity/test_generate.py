@@ -31,11 +31,25 @@ def prompts_of(config):
 def ours(config, model, prompts, eos=None, seed=0, **settings):
   params = transformers_weights.from_transformers(models.their_tensors(model), config)
   generator = Generator(config, mesh_lib.make_mesh(default_config().mesh), 1,
-                        Sampling(**dict(max_new_tokens=NEW) | settings), eos)
+                        Sampling(**dict(max_new_tokens=NEW) | settings), eos,
+                        num_tokens=config.vocab_size)
   return generator.generate(jax.tree.map(lambda x: x[None], params), prompts, seed)
 
 
-def theirs(model, prompts, eos=None, **settings):
+class PenaltyButOfTheEnd(logits_process.RepetitionPenaltyLogitsProcessor):
+  """Their repetition penalty, with the end mark exempt from it."""
+
+  def __init__(self, penalty, eos):
+    super().__init__(penalty)
+    self.eos = eos
+
+  def __call__(self, input_ids, scores):
+    made = super().__call__(input_ids, scores.clone())
+    made[:, self.eos] = scores[:, self.eos]
+    return made
+
+
+def theirs(model, prompts, eos=None, processors=(), **settings):
   """Greedy continuations of all prompts in one batch, padded on the left."""
   longest = max(map(len, prompts))
   tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
@@ -46,7 +60,8 @@ def theirs(model, prompts, eos=None, **settings):
   config = transformers.GenerationConfig(
       max_new_tokens=NEW, do_sample=False, eos_token_id=eos, pad_token_id=0,
       **settings)
-  out = model.generate(tokens, attention_mask=mask, generation_config=config)
+  out = model.generate(tokens, attention_mask=mask, generation_config=config,
+                       logits_processor=transformers.LogitsProcessorList(processors))
   return out[:, longest:].numpy()
 
 
@@ -89,6 +104,23 @@ def test_end_mark(case):
     stopped += length < NEW
     assert out.continuation(0, i).tolist() == row[:length]
   assert stopped
+
+
+@pytest.mark.parametrize("case", models.CASES)
+def test_end_mark_before_the_prompt_with_repetition_penalty(case):
+  config, model = model_of(case)
+  prompts = prompts_of(config)
+  eos = int(theirs(model, prompts[:1], repetition_penalty=1.1)[0, 7])
+  prompts = [np.append(eos, p) for p in prompts]
+  shorter = 0
+  for i, prompt in enumerate(prompts):  # in a batch they would penalise padding
+    row, penalised = (theirs(model, [prompt], eos=eos, **settings)[0].tolist() for settings in (
+        dict(processors=[PenaltyButOfTheEnd(3.0, eos)]), dict(repetition_penalty=3.0)))
+    length = row.index(eos) if eos in row else len(row)
+    shorter += row != penalised
+    out = ours(config, model, [prompt], eos=eos, repetition_penalty=3.0)
+    assert out.continuation(0, 0).tolist() == row[:length], i
+  print(f"{case}: {shorter} of {len(prompts)} differ from a penalised end")
 
 
 def filtered(logits, seen, settings):

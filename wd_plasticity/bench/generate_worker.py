@@ -43,7 +43,7 @@ def build(spec: dict):
   mesh = mesh_lib.make_mesh(default_config().mesh)
   sampling = Sampling(spec["new_tokens"], temperature=spec["temperature"],
                       num_samples=spec["samples"])
-  generator = Generator(model, mesh, 1, sampling, eos_id=None)
+  generator = Generator(model, mesh, 1, sampling, eos_id=None, num_tokens=model.vocab_size)
   params_M = jax.tree.map(lambda x: x[None], params_of(model))
   prompts = prompts_of(spec, model.vocab_size)
 

@@ -121,6 +121,7 @@ def finetune_config() -> ConfigDict:
       temperature=1.0,  # of the samples; the greedy response has none
       top_p=1.0,  # of the samples: the likeliest tokens of this mass; 1: all
       repetition_penalty=1.1,  # of tokens that occurred, greedy response included; 1: none
+      stop=(),  # texts that end a response; (): those of the template
       observations=3,  # evaluations on the way, evenly spaced
       observed_problems=256,  # of each split on the way
       forgetting_sequences=256,  # validation records of the pretraining; 0: none

@@ -169,9 +169,11 @@ class Tuning:
     return self._cached(("score", model, size), lambda: Scorer(model, self.session.mesh, size))
 
   def _generator(self, model: ModelConfig, size: int, sampling, target: Target) -> Generator:
+    eos_id, num_tokens = target.tokenizer.eos_id, target.tokenizer.vocab_size
     return self._cached(
-        ("generate", model, size, sampling, target.tokenizer.fingerprint),
-        lambda: Generator(model, self.session.mesh, size, sampling, target.tokenizer.eos_id))
+        ("generate", model, size, sampling, eos_id, num_tokens),
+        lambda: Generator(model, self.session.mesh, size, sampling, eos_id,
+                          num_tokens=num_tokens))
 
   def _tune_program(self, plan, size: int) -> TuneProgram:
     model = plan.work.group[0].model

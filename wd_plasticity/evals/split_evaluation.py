@@ -1,5 +1,6 @@
 """How well stacked members do on the problems of one split: options, responses, samples."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,6 +31,10 @@ def check(evaluate: ConfigDict) -> None:
                 "forgetting_sequences"):
     if evaluate[field] < 0:
       raise UserError(f"evaluate.{field}={evaluate[field]} must be 0 or more.")
+  if isinstance(evaluate.stop, str) or not all(
+      isinstance(stop, str) and stop.strip() for stop in evaluate.stop):
+    raise UserError(f"evaluate.stop={evaluate.stop!r} must be a tuple of texts, such as "
+                    r"('\nQuestion:',), or () for those of the template.")
   sampling(evaluate, 1, samples=max(1, evaluate.samples))  # raises
 
 
@@ -91,6 +96,11 @@ class SplitEvaluation:
     self.cost = self._likelihood_cost + samples * len(problems)
 
   def _plan_generation(self):
+    if self.task.grading == "none" or not any(p.answer for p in self.problems):
+      raise UserError(
+          f"none of the {len(self.problems)} problems of task {self.task.name} in this split has "
+          "an answer that generated text could be compared with; set "
+          "--config.evaluate.generate=never, or give files that have answers.")
     prompts, cut = self._template.prompts(
         [p.prompt for p in self.problems],
         room=min(self._evaluate.max_new_tokens or self._max_length, self._max_length // 2))
@@ -142,9 +152,9 @@ class SplitEvaluation:
     greedy = generator_of(sampling(self._evaluate, self.max_new_tokens)).generate(
         params_M, self._read, seed, _after(on_done, before))
     for m, i, texts in self._texts(greedy, num_members):
-      graded = grading.grade(self.task, self.problems[i], texts[0])
-      records[m][i] |= {"greedy": texts[0], "greedy_answer": graded.answer,
-                        "greedy_correct": graded.correct}
+      records[m][i]["greedy"] = texts[0]
+    for record, (graded,) in self._graded(records, lambda r: [r["greedy"]]):
+      record |= {"greedy_answer": graded.answer, "greedy_correct": graded.correct}
     if not self._evaluate.samples:
       return records
     drawn = generator_of(sampling(
@@ -153,10 +163,14 @@ class SplitEvaluation:
             _after(on_done, before + count, self._evaluate.samples))
     pairs = []
     for m, i, texts in self._texts(drawn, num_members):
-      graded = [grading.grade(self.task, self.problems[i], text) for text in texts]
-      records[m][i] |= {"samples": texts, "correct": [g.correct for g in graded],
-                        "answers": [grading.vote(self.task, text) for text in texts]}
-      pairs += [(self.problems[i].prompt, text) for text in texts]
+      problem = self.problems[i]
+      records[m][i] |= {"samples": texts,
+                        "answers": [grading.vote(self.task, text, problem) for text in texts]}
+      pairs += [(problem.prompt, text) for text in texts]
+    for record, graded in self._graded(records, lambda r: r["samples"]):
+      # Without an answer to compare with there is nothing to count.
+      correct = [g.correct for g in graded]
+      record["correct"] = None if None in correct else correct
     if reward is not None:
       scores = iter(np.split(reward.score(pairs), num_members * len(self.problems)))
       for member in records:
@@ -164,13 +178,24 @@ class SplitEvaluation:
           record["scores"] = next(scores).tolist()
     return records
 
+  def _graded(self, records, texts_of: Callable[[dict], Sequence[str]]):
+    """Every record of every member with its graded texts."""
+    rows = [(record, problem) for member in records
+            for record, problem in zip(member, self.problems, strict=True)]
+    graded = iter(grading.grade_all(
+        self.task, [(problem, text) for record, problem in rows for text in texts_of(record)]))
+    for record, _ in rows:
+      yield record, list(itertools.islice(graded, len(texts_of(record))))
+
   def _texts(self, generated, num_members: int):
     """(member, problem, texts of its samples), cut where the model's length or a stop ends it."""
+    stops = tuple(self._evaluate.stop) or self._template.stops
     for m in range(num_members):
       for i in range(len(self.problems)):
         ids = [generated.continuation(m, i, s)[:self._room[i]]
                for s in range(generated.lengths_MxPxS.shape[2])]
-        yield m, i, [grading.truncate_at_stop(self._template.decode(x)).strip() for x in ids]
+        yield m, i, [grading.truncate_at_stop(self._template.decode(x), stops).strip()
+                     for x in ids]
 
   def scores(self, records: Sequence[dict]) -> dict[str, np.ndarray]:
     """The scores [problems] of one member by name, NaN for problems that do not count."""
@@ -184,5 +209,7 @@ class SplitEvaluation:
 
   def metrics(self, records: Sequence[dict]) -> dict[str, Any]:
     """The figures of one member from its records, each with standard error and n."""
+    ungraded = sum(not p.answer for p in self.problems) if self.generates else 0
     return {"problems": len(self.problems), "prompts_cut": self.prompts_cut,
-            "too_long": self.too_long, **sample_metrics.means(self.scores(records))}
+            "too_long": self.too_long, **({"problems_ungraded": ungraded} if ungraded else {}),
+            **sample_metrics.means(self.scores(records))}

@@ -13,9 +13,11 @@ import numpy as np
 
 from wd_plasticity.data.tokenizers import Tokenizer
 from wd_plasticity.errors import UserError
+from wd_plasticity.tasks.grading import STOP_STRINGS
 from wd_plasticity.tasks.task import Problem
 
 PROMPT = "{prompt}"
+_STUDY = "Human: {prompt}\nAssistant:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +32,28 @@ class Example:
   prompt_length: int
 
 
+def stop_strings(template: str) -> tuple[str, ...]:
+  """Texts at which a model that has answered begins another conversation by itself.
+
+  Those of a template are its lines, where they begin a line (`Question:` and `Answer:` of
+  'Question: {prompt}\\nAnswer:'), or the beginning of its only line. The template of the
+  study has the study's, which end a response wherever they stand: 'Human' and 'Assistant'.
+  """
+  if template == _STUDY:
+    return STOP_STRINGS
+  before, _, after = template.partition(PROMPT)
+  if "\n" not in template:
+    return (before.strip(),) if before.strip() else ()
+  # What follows the prompt in its own line does not begin one.
+  lines = [line.strip() for line in [*before.split("\n"), *after.split("\n")[1:]]]
+  return tuple(dict.fromkeys("\n" + line for line in lines if line))
+
+
 class Template:
   """Turns prompts and responses into ids.
+
+  Attributes:
+    stops: texts that end a response, see `stop_strings`.
 
   Args:
     text: with `{prompt}` where the instruction goes; the response follows it.
@@ -48,6 +70,7 @@ class Template:
       raise UserError(f"template={text!r} must contain {PROMPT} once, such as "
                       r"'Human: {prompt}\nAssistant:'.")
     self._before, self._after = text.split(PROMPT)
+    self.stops = stop_strings(text)
     self._tokenizer = tokenizer
     self._max_length = max_length
     # A tokenizer that encodes a text as if a space stood before it brings its own.

@@ -55,7 +55,7 @@ class Generator:
   """Compiled generation for members of one size; `generate` may be called many times."""
 
   def __init__(self, model: ModelConfig, mesh: Mesh, num_members: int, sampling: Sampling,
-               eos_id: int | None, *, num_tokens: int = 0, memory_bytes: int = 0):
+               eos_id: int | None, *, num_tokens: int, memory_bytes: int = 0):
     """Prepares; programs are compiled when a length is first met.
 
     Args:
@@ -64,14 +64,13 @@ class Generator:
       num_members: members stacked in the parameters.
       sampling: how tokens are chosen.
       eos_id: the token that ends a continuation; None: all have max_new_tokens.
-      num_tokens: size of the tokenizer, where the model's vocabulary is padded beyond it;
-        ids from here on are never chosen. 0: the whole vocabulary.
+      num_tokens: size of the tokenizer; ids from here on, to which the model's vocabulary
+        may be padded, are never chosen.
       memory_bytes: of a device, for caches and logits; 0: a share of what it has.
 
     Raises:
       UserError: `num_tokens` or `eos_id` is not in the vocabulary.
     """
-    num_tokens = num_tokens or model.vocab_size
     if not 0 < num_tokens <= model.vocab_size:
       raise UserError(f"a tokenizer of {num_tokens} tokens does not fit the model's vocabulary of "
                       f"{model.vocab_size}; use the tokenizer it was trained with.")
@@ -271,9 +270,15 @@ class _Decoding:
     return state | new
 
   def _seen(self, tokens_BxL, lengths_B):
-    """Which tokens [B, V] stand in a prompt."""
+    """Which tokens [B, V] stand in a prompt, the end mark never among them.
+
+    It may stand before a prompt, as it does before every document; were it penalised for
+    that, every continuation would be kept from ending.
+    """
     outside = self.num_tokens  # scatters out of bounds are dropped
     is_text = jnp.arange(tokens_BxL.shape[1]) < lengths_B[:, None]
+    if self.eos_id is not None:
+      is_text &= tokens_BxL != self.eos_id
     rows_Bx1 = jnp.arange(tokens_BxL.shape[0])[:, None]
     seen_BxV = jnp.zeros((tokens_BxL.shape[0], self.num_tokens), bool)
     return seen_BxV.at[rows_Bx1, jnp.where(is_text, tokens_BxL, outside)].set(True, mode="drop")

@@ -26,7 +26,9 @@ class Sampling:
       sampling, Holtzman et al. 2020); 1 draws among all.
     repetition_penalty: logits of tokens that stand in the prompt or in what was generated
       are divided by it where positive and multiplied where negative (CTRL, Keskar et al.
-      2019, section 4.1, in the form that transformers uses); 1 changes nothing.
+      2019, section 4.1, in the form that transformers uses); 1 changes nothing. The end
+      mark is exempt: it may stand before a prompt, where other tokenizers have a mark of
+      its own for the beginning.
     num_samples: continuations drawn for each prompt.
 
   Raises:
@@ -134,7 +136,8 @@ def choose(logits_RxV: jax.Array, seen_RxV: jax.Array | None, keys_R: jax.Array,
 
   Args:
     logits_RxV: float32.
-    seen_RxV: bool, tokens of the prompt and of what was generated; None without penalty.
+    seen_RxV: bool, tokens of the prompt and of what was generated that are penalised; None
+      without penalty.
     keys_R: jax.random keys, one per row; not used at temperature 0.
     sampling: the settings.
   """

@@ -1,93 +1,109 @@
 """Answers in generated text, and whether they are right.
 
-A mathematical answer is compared by math-verify (Hugging Face; what lm-eval, TRL and
-Open-R1 grade with), both ways round, because its comparison is not symmetric. Its own
-timeout is an alarm signal, which fails outside the main thread and does not exist on
-Windows; so it is switched off, and the library runs in a worker process that is ended
-when it takes longer than four seconds (`math_worker`). Plain numbers need no library.
+What a text answers is the content of its last `\\boxed{}`, else what follows the last
+"answer is", as the evaluator of the study has it, or a last line `#### answer`, as in
+GSM8K. That evaluator reads all of the rest of the text; here a sentence ends. Then a letter
+is read as the letter of an option of the problem, words as one of the classes of the
+problem, and mathematics as in `math_answers`.
 """
 
-import atexit
 import dataclasses
-import decimal
-import functools
-import json
-import os
-import queue
 import re
-import subprocess
-import sys
-import threading
 from collections.abc import Sequence
 
-from wd_plasticity.errors import UserError
+from wd_plasticity.tasks import math_answers
+from wd_plasticity.tasks.math_answers import equivalent
 from wd_plasticity.tasks.task import Problem, Task
 
-STOP_STRINGS = ("Human", "Human:", "Assistant", "Assistant:")
-VOTE_CHARACTERS = 128  # votes are read from the end of a sample
+STOP_STRINGS = ("Human", "Human:", "Assistant", "Assistant:")  # the study's, for its template
+VOTE_CHARACTERS = 128  # the answer of a vote is stated among that many at the end of a sample
 
-_TIMEOUT_SECONDS = 4.0
-_START_SECONDS = 120.0
-_LETTER = re.compile(r"(?:[Oo]ption|[Cc]hoice)?[\s(\[*\"'$]*(?:\\text(?:bf)?\{)?[\s(]*"
-                     r"([A-Z])(?![\w'])")
-_PLAIN = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|[-+]?\.\d+")
-# A number and words after it that are units and neither mathematics nor part of the number.
-_WITH_UNIT = re.compile(
-    rf"({_PLAIN.pattern})\s+"
-    r"(?!(?:or|and|to|pi|sqrt|times|over|mod|dozen|hundred|thousand|million|billion)\b)"
-    r"[A-Za-z]{2,}[A-Za-z\s'.,-]*")
-_ZERO = re.compile(r"[-+]?0+(?:\.0*)?")
-_EQUATION = re.compile(r"(?!\s*[A-Za-z]\s*=)[^=]*=\s*0")
-# Words of a sentence, as in no expression: two in a row, outside of LaTeX.
-_PROSE = re.compile(r"^[^\\=^]*\b[A-Za-z]{3,}[,;:]?\s+[A-Za-z]{3,}\b[^\\=^]*$")
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_LONGEST = 1000  # characters that are read of what is stated
+_MARKS = ("answer is", "####")
+_SENTENCE_END = re.compile(
+    r"(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bSt)(?<!\bNo)(?<!\bvs)(?<!\bMrs)(?<!\bProf)"
+    r"[.!?][*_`\"'”’)\]}$]*\s+(?=[\"'“‘(\[*_$\\]*[A-Z])")
+_COLON = re.compile(r":(?!\d)|(?<!\d):")  # but not that of a ratio
+_ANSWER_BEGINS = re.compile(
+    r"[\s*_`\"'“‘(\[{~≈=]*(?:[A-Za-z]\s*=|[-+−]?\s*[\d.$€£¥₹\\]|[A-Za-z]\W*$)")
+_MATHEMATICS = re.compile(r"\d|\\[a-z]|[A-Za-z] ?=|[¼-¾⅐-⅞]")
+_BRACE = re.compile(r"[{}]")
+_DISPLAYS = (("\\[", "\\]"), ("$$", "$$"), ("```", "```"))
+
+# What may stand before a letter or a word: LaTeX, quotes, brackets, markup.
+_OPENING = r"(?:\\(?:text|math|operatorname)[a-z]*|\\[(\[,;! ]|[\s*_`\"'“”‘’«({\[$<~])*+"
+_CLOSING = r"[\s*_`\"'“”‘’»)\]}$>\\.,;:!?]*"
+_LETTER = re.compile(
+    _OPENING + r"(?:(?:therefore|thus|hence|clearly|probably|most likely|likely|definitely),?\s)?"
+    r"(?:(?:the\s)?(?:(?:correct|right|best|final)\s)?(?:[Oo]ption|[Cc]hoice|[Ll]etter|answer)\b"
+    r"[\s:]*)?" + _OPENING + r"([A-Za-z])(?!_*[^\W_]|['’][^\W_]|[-/&<>][^\W_]|\.[^\W_]"
+    r"|\s*[=+^⊃∨∧→≤≥])")  # but not of "B12", "C-reactive", "i.e.", "C = 8"
+_NAMED_LETTER = re.compile(
+    r"\b(?:[Oo]ption|[Cc]hoice|[Ll]etter)[\s(*\"'“]+([A-Z])(?!_*[^\W_]|['’]\w)")
+_AFTER_LETTER = re.compile(  # "A is right", "A Aspirin", but not "A possible cause"
+    r"\s+(?:is|as|because|since|for|with|which|and|or|not|but|based|due|given|in|on|rather|so|from"
+    r"|according|that|if|by)\b|\s*[^\sa-zB-DF-HJ-NP-TV-Z]|\s*$")
+_PUNCTUATION = ".,;:!?\"'()[]{}*_`“”‘’«»$"
 
 
 @dataclasses.dataclass(frozen=True)
 class Graded:
-  """What a text answers, None when that cannot be told, and whether it is right."""
+  """What a text answers, None when that cannot be told, and whether it is right.
+
+  `correct` is None where the problem has no answer to compare with.
+  """
 
   answer: str | None
-  correct: bool
+  correct: bool | None
 
 
 def grade(task: Task, problem: Problem, text: str) -> Graded:
   """Grades a generated text against the answer of its problem."""
-  found = answer(task, text, words=len(problem.answer.split()))
-  if found is None or not problem.answer:
-    return Graded(found, False)
-  if task.grading == "word":
-    wanted = _words(problem.answer, len(problem.answer.split()))
-    return Graded(found, found == wanted)
-  return Graded(found, same_answer(task, problem.answer, found))
+  return grade_all(task, [(problem, text)])[0]
 
 
-def answer(task: Task, text: str, words: int = 1) -> str | None:
+def grade_all(task: Task, texts: Sequence[tuple[Problem, str]]) -> list[Graded]:
+  """`grade` of many texts, which takes less time than one by one."""
+  found = [answer(task, text, problem) for problem, text in texts]
+  wanted = [_gold(task, problem) for problem, _ in texts]
+  pairs = [(w, f) for w, f in zip(wanted, found, strict=True) if w and f]
+  same = iter(math_answers.equivalent_all(pairs) if task.grading == "math"
+              else [w == f for w, f in pairs])
+  return [Graded(f, None if not w else bool(f) and next(same))
+          for w, f in zip(wanted, found, strict=True)]
+
+
+def answer(task: Task, text: str, problem: Problem | None = None) -> str | None:
   """The answer of a generated text, as the grading of its task reads it.
 
   Args:
     task: says what an answer is: mathematics, a letter, or words.
     text: generated, cut off at the stop strings.
-    words: how many words an answer has, for tasks graded by words.
+    problem: whose letters and classes can be answers; None: any letter, one word.
   """
-  found = extract(text)
-  if found is None and not task.generated:
-    found = text.strip()  # the response is nothing but the answer
-  if not found:
+  stated = _statement(text)
+  if stated is None and task.generated:
     return None
+  said = text.strip()[:_LONGEST] if stated is None else stated[1]  # else nothing but the answer
+  if task.grading == "math":
+    return extract(text) if stated else said or None
+  sentence = said if stated and stated[2] else next(iter(_sentences(said)), "")
   if task.grading == "letter":
-    letter = _LETTER.match(found)
-    if letter:
-      return letter[1]
-    single = re.fullmatch(r"\W*([a-z])\W*", found)
-    return single[1].upper() if single else None
-  if task.grading == "word":
-    return _words(found, words)
-  return found
+    return _first(_letter, sentence, problem)
+  return _first(_class, sentence, problem) or _words(_parts(sentence)[-1], problem)
 
 
-def vote(task: Task, text: str) -> str | None:
-  """The answer that a sample votes for, read from its last characters."""
-  return answer(task, text[-VOTE_CHARACTERS:])
+def vote(task: Task, text: str, problem: Problem | None = None) -> str | None:
+  """The answer that a sample votes for: what is graded, if it is stated at the end.
+
+  A sample that goes on for more than 128 characters after its answer does not vote, as in
+  the study; nor does one that states none.
+  """
+  stated = _statement(text)
+  if task.generated and stated and stated[0] < len(text) - VOTE_CHARACTERS:
+    return None
+  return answer(task, text, problem)
 
 
 def same_answer(task: Task, a: str | None, b: str | None) -> bool:
@@ -98,139 +114,142 @@ def same_answer(task: Task, a: str | None, b: str | None) -> bool:
 
 
 def truncate_at_stop(text: str, stops: Sequence[str] = STOP_STRINGS) -> str:
-  """The text before the first of the stop strings."""
+  """The text before the first of the stop strings; one may begin with the end of a line."""
+  text = "\n" + text  # a line begins here, too
   ends = [text.find(stop) for stop in stops]
-  return text[:min((end for end in ends if end >= 0), default=len(text))]
+  return text[1:max(1, min((end for end in ends if end >= 0), default=len(text)))]
 
 
 def extract(text: str) -> str | None:
   """The final answer that a text states; None when it states none.
 
   The content of the last `\\boxed{}`; else what follows the last "answer is" in its
-  sentence, after a colon if there is one; else what follows the last `####`, as in GSM8K.
+  sentence, or a later last line `#### ...`. What stands before a colon is the answer if it
+  can be one ("5: that is all"), else what comes after it ("as follows: 5").
   """
-  boxed = last_boxed(text)
+  stated = _statement(text)
+  if stated is None:
+    return None
+  _, said, boxed = stated
   if boxed:
-    return boxed
-  for mark in ("answer is", "####"):
-    _, found, rest = text.rpartition(mark)
-    line = rest.lstrip(" :\n\t").partition("\n")[0]
-    if mark == "answer is":
-      line = re.split(r":(?!\d)|(?<!\d):", line)[-1]  # but not at the colon of a ratio
-    line = re.split(r"\.\s+(?=[A-Z])", line)[0].strip().rstrip(".").strip()
-    if found and line:
-      return line
-  return None
+    return said
+  sentence, *others = _sentences(said)
+  if not any(map(_ANSWER_BEGINS.match, _parts(sentence))):  # a derivation: what it comes to
+    sentence = next((s for s in reversed(others) if "=" in s), sentence)
+    if len(sentence.split()) > 3 and not _MATHEMATICS.search(sentence):
+      sentence = next(filter(_MATHEMATICS.search, others), sentence)
+  parts = _parts(sentence)
+  part = next((p for p in parts if _ANSWER_BEGINS.match(p)), None) or next(
+      (p for p in reversed(parts) if _MATHEMATICS.search(p)), parts[-1])
+  return part.strip(" *_`").rstrip(".,;!?").strip() or None
 
 
 def last_boxed(text: str) -> str | None:
   """The content of the last `\\boxed{}` or `\\fbox{}`; None when there is none or it is open."""
+  found = _last_boxed(text)
+  return found and found[1]
+
+
+def _last_boxed(text: str) -> tuple[int, str] | None:
   start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
   if start < 0:
     return None
   opening = re.compile(r"\\(?:boxed|fbox)\s*").match(text, start).end()
   if text[opening:opening + 1] != "{":  # `\boxed 5`
-    return text[opening:].split("$")[0].split("\n")[0].strip() or None
+    content = text[opening:].split("$")[0].split("\n")[0].strip()
+    return (start, content) if content else None
   depth = 0
-  for end in range(opening, len(text)):
-    depth += {"{": 1, "}": -1}.get(text[end], 0)
+  for brace in _BRACE.finditer(text, opening):
+    depth += 1 if brace[0] == "{" else -1
     if depth == 0:
-      return text[opening + 1:end].strip() or None
+      content = text[opening + 1:brace.start()].strip()
+      return (start, content) if content else None
   return None
 
 
-def equivalent(a: str, b: str) -> bool:
-  """Whether two answers, in LaTeX or plain, are the same mathematically."""
-  a, b = _normalised(a), _normalised(b)
-  if not a or not b:
-    return False
-  return a == b or _equivalent(*sorted((a, b)))
+def _statement(text: str) -> tuple[int, str, bool] | None:
+  """Where an answer is stated, what follows or is in the box, and whether it is a box."""
+  boxed = _last_boxed(text)
+  if boxed:
+    return *boxed, True
+  phrase, hashes = (text.rfind(mark) for mark in _MARKS)
+  # After "answer is", `####` is a heading unless it is the last line.
+  last_line = "\n" not in text[hashes:].strip()
+  order = [hashes, phrase] if hashes > phrase and (last_line or phrase < 0) else [phrase, hashes]
+  for place in order:
+    if place < 0:
+      continue
+    rest = text[place + len(_MARKS[place == hashes]):][:_LONGEST].lstrip(" :#\n\t*_").strip()
+    for opening, closing in _DISPLAYS:
+      if rest.startswith(opening):
+        rest = rest.removeprefix(opening).partition(closing)[0].strip()
+    if rest.strip(_PUNCTUATION + " \n"):
+      return place, rest, False
+  return None
 
 
-@functools.lru_cache(maxsize=1 << 16)
-def _equivalent(a: str, b: str) -> bool:
-  if _PLAIN.fullmatch(a) and _PLAIN.fullmatch(b):
-    return _number(a) == _number(b)
-  if _PROSE.search(a) or _PROSE.search(b):
-    # math-verify would take every letter for a variable, which is as slow as it is wrong.
-    return a.lower() == b.lower()
-  if any(_ZERO.fullmatch(x) and _EQUATION.fullmatch(y) for x, y in ((a, b), (b, a))):
-    return False  # math-verify takes `x + y = 0` for the value 0
-  return _WORKER.ask(a, b)
+def _sentences(text: str) -> list[str]:
+  """The sentences of a text, at least one; a line that only announces goes on in the next."""
+  text = re.sub(r"(:|follows|following|below)[.:*]*\n\s*", r"\1: ", text)
+  found = [s.strip() for line in text.split("\n") for s in _SENTENCE_END.split(line)]
+  return [s for s in found if s.strip(_PUNCTUATION)] or [text]
 
 
-def _number(text: str) -> decimal.Decimal:
-  return decimal.Decimal(text.replace(",", ""))
+def _parts(sentence: str) -> list[str]:
+  return [p.strip() for p in _COLON.split(sentence) if p.strip(_PUNCTUATION + " ")] or [sentence]
 
 
-def _normalised(text: str) -> str:
-  text = text.strip().rstrip(".").strip()
-  for opening, closing in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
-    inner = text[len(opening):len(text) - len(closing)]
-    if text.startswith(opening) and text.endswith(closing) and "$" not in inner:
-      text = inner.strip()
-  text = re.sub(r"(?<!\\)\\[,!; ]|~", "", text)  # spaces within numbers
-  text = re.sub(r"^(\\?\$)(?=\s*[-+.\d])", "", text).strip()  # currency
-  with_unit = _WITH_UNIT.fullmatch(text)
-  return with_unit[1] if with_unit else text
+def _first(read, sentence: str, problem: Problem | None) -> str | None:
+  """What is read from the sentence, or else after one of its colons."""
+  return next(filter(None, (read(part, problem) for part in [sentence, *_parts(sentence)[1:]])),
+              None)
 
 
-def _words(text: str, num: int) -> str | None:
-  words = [word.strip(".,;:!?\"'()[]*").lower() for word in text.split()]
+def _letter(text: str, problem: Problem | None) -> str | None:
+  """The letter of an option that a text begins with, or that it names as "option X"."""
+  letters = _LETTERS[:len(problem.options) if problem else 0] or _LETTERS
+  match = _LETTER.match(text)
+  if match:
+    rest, letter = text[match.end():], match[1]
+    alone = re.match(_CLOSING + "$", rest) or re.match(
+        r"[\s*_`\"'”’}]*(?:[):\]]|[.,;](?:\s|$))", rest)
+    if letter.islower() and not alone:
+      return None
+    if letter in "AI" and not alone and not _AFTER_LETTER.match(rest):
+      return None
+    return letter.upper() if letter.upper() in letters else None
+  named = {m for m in _NAMED_LETTER.findall(text) if m in letters}
+  return named.pop() if len(named) == 1 else None
+
+
+def _gold(task: Task, problem: Problem) -> str:
+  return _plain(problem.answer) if task.grading == "word" else problem.answer
+
+
+def _class(text: str, problem: Problem | None) -> str | None:
+  """The longest name of a class of the problem that a text begins with."""
+  text = _plain(text)
+  for name in sorted(_classes(problem), key=len, reverse=True):
+    if name and re.match(re.escape(name) + r"(?!-?[^\W_])", text):
+      return name
+  return None
+
+
+def _classes(problem: Problem | None) -> list[str]:
+  if problem is None:
+    return []
+  return [_plain(extract(option) or option) for option in problem.options] + [
+      _plain(problem.answer)]
+
+
+def _words(text: str, problem: Problem | None) -> str | None:
+  """As many words of a text as the names of the classes have."""
+  num = max([len(name.split()) for name in _classes(problem)], default=1)
+  words = [word.strip(_PUNCTUATION) for word in _plain(text).split()]
   return " ".join([word for word in words if word][:max(num, 1)]) or None
 
 
-class _Worker:
-  """A process that compares answers one after another, ended when it takes too long."""
-
-  def __init__(self):
-    self._lock = threading.Lock()
-    self._process = None
-    self._replies = None
-    atexit.register(self._stop)
-
-  def ask(self, a: str, b: str) -> bool:
-    with self._lock:
-      try:
-        if self._process is None:
-          self._start()
-        self._process.stdin.write(json.dumps([a, b]) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._replies.get(timeout=_TIMEOUT_SECONDS))
-      except (queue.Empty, OSError, ValueError):
-        self._stop()
-        return False
-
-  def _start(self):
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "math_worker.py")
-    # -P: the modules of this folder must not hide any of the library's.
-    self._process = subprocess.Popen(
-        [sys.executable, "-P", path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True, encoding="utf-8")
-    self._replies = queue.SimpleQueue()
-    threading.Thread(target=_forward, args=(self._process.stdout, self._replies),
-                     daemon=True).start()
-    try:
-      ready = self._replies.get(timeout=_START_SECONDS)
-    except queue.Empty:
-      ready = ""
-    if ready.strip() != "ready":
-      self._stop()
-      raise UserError(f"math-verify cannot be imported by {sys.executable}; install it (pip "
-                      "install 'math-verify[antlr4_13_2]').")
-
-  def _stop(self):
-    process, self._process = self._process, None
-    if process is not None:
-      process.kill()
-      process.wait()
-      process.stdin.close()
-
-
-def _forward(lines, replies: queue.SimpleQueue):
-  for line in lines:
-    replies.put(line)
-  replies.put("")  # the process has ended: no valid reply
-
-
-_WORKER = _Worker()
+def _plain(text: str) -> str:
+  """Lower case with single spaces, without what stands around it."""
+  text = text[re.match(_OPENING, text).end():]
+  return " ".join(text.casefold().split()).rstrip(_PUNCTUATION + " ")

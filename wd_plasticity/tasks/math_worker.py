@@ -1,12 +1,14 @@
-"""The process in which `grading` runs math-verify: pairs of answers in, verdicts out.
+"""The process in which `math_process` runs math-verify: pairs of answers in, verdicts out.
 
 A line of standard input is a JSON list of two answers, a line of standard output
-`true` or `false`. Runs as a file of its own, so that it imports nothing else.
+`true` or `false`; the argument is the processor time in seconds that one pair may take.
+Runs as a file of its own, so that it imports nothing else.
 """
 
 import functools
 import json
 import logging
+import signal
 import sys
 
 
@@ -14,15 +16,16 @@ def main():
   """Answers until standard input ends."""
   import math_verify  # pylint: disable=g-import-not-at-top  # slow
 
+  limit = float(sys.argv[1])
   logging.disable(logging.CRITICAL)  # it logs every answer that it cannot parse
   replies = sys.stdout
   sys.stdout = sys.stderr
 
   @functools.lru_cache(maxsize=1 << 14)
   def parse(text: str) -> list:
-    # LaTeX is parsed between dollar signs only.
-    text = text if text.count("$") >= 2 else f"${text}$"
-    return math_verify.parse(text, parsing_timeout=None)
+    # LaTeX is parsed between delimiters only.
+    delimited = text.count("$") >= 2 or "\\(" in text or "\\[" in text
+    return math_verify.parse(text if delimited else f"${text}$", parsing_timeout=None)
 
   def same(a: str, b: str) -> bool:
     try:
@@ -34,7 +37,16 @@ def main():
 
   print("ready", file=replies, flush=True)
   for line in sys.stdin:
-    print(json.dumps(same(*json.loads(line))), file=replies, flush=True)
+    _limit(limit)
+    verdict = same(*json.loads(line))
+    _limit(0)
+    print(json.dumps(verdict), file=replies, flush=True)
+
+
+def _limit(seconds: float):
+  """Lets the operating system end this process after that much processor time; 0: never."""
+  if hasattr(signal, "ITIMER_PROF"):
+    signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 if __name__ == "__main__":

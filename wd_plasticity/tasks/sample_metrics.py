@@ -3,6 +3,7 @@
 A record of a generated problem has
     greedy_correct   bool, of the greedy sample (optional)
     correct          [k] bool, of the k samples drawn (optional)
+                     both None where the problem has no answer to compare with
     answers          [k] answers they vote for (`grading.vote`), None when unread
     scores           [k] scores of a reward model, or None
 and one of a problem with options
