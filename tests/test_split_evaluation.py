@@ -2,9 +2,11 @@
 
 import types
 
+import jax
 import numpy as np
 import pytest
 
+from wd_plasticity.config import default_config
 from wd_plasticity.data.tokenizers import ByteTokenizer
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals import finetune, split_evaluation
@@ -12,8 +14,12 @@ from wd_plasticity.evals.config import finetune_config
 from wd_plasticity.evals.split_evaluation import SplitEvaluation
 from wd_plasticity.finetuning.examples import Template, stop_strings
 from wd_plasticity.generation.generate import Generated
+from wd_plasticity.generation.sampling import Sampling
+from wd_plasticity.models import decoder
+from wd_plasticity.models.config import ModelConfig
 from wd_plasticity.tasks import registry
 from wd_plasticity.tasks.task import Problem
+from wd_plasticity.training import mesh as mesh_lib
 
 QUESTION = "Question: {prompt}\nAnswer:"
 STUDY = "Human: {prompt}\nAssistant:"
@@ -117,14 +123,6 @@ def test_stop_must_be_texts():
 
 
 def test_a_padded_vocabulary_is_not_sampled():
-  import jax
-
-  from wd_plasticity.config import default_config
-  from wd_plasticity.generation.sampling import Sampling
-  from wd_plasticity.models import decoder
-  from wd_plasticity.models.config import ModelConfig
-  from wd_plasticity.training import mesh as mesh_lib
-
   section = default_config().model
   section.update(num_layers=1, width=8, num_heads=1, num_kv_heads=1, head_dim=8, ffn_width=8)
   model = ModelConfig.from_section(section, 64)
