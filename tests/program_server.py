@@ -6,6 +6,7 @@ What is imported is only what defines no flags, so that every program defines it
 import importlib
 import json
 import os
+import re
 import runpy
 import signal
 import sys
@@ -61,7 +62,8 @@ def _use_environment(environment: dict) -> None:
   os.environ.clear()
   os.environ.update(environment)
   for name, value in changed.items():
-    jax.config.update(name.lower(), json.loads(value) if value[:1].isdigit() else value)
+    jax.config.update(name.lower(), json.loads(value) if re.fullmatch(r"[\d.]+|true|false", value)
+                      else value)
 
 
 def _run(arguments: list[str]) -> None:

@@ -85,7 +85,7 @@ def _server() -> _Server:
 def user_environment() -> dict[str, str]:
   """That of a user who computes on the CPU; the tests' own modules can be imported."""
   return os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-                       "PYTHONUNBUFFERED": "1"}
+                       "PYTHONUNBUFFERED": "1", "JAX_ENABLE_COMPILATION_CACHE": "true"}
 
 
 def start(module, *flags, output=None, environment=None, **variables) -> Process:

@@ -260,9 +260,7 @@ def cluster(tmp_path_factory):
   if slurm_cluster.obstacle():
     pytest.skip(slurm_cluster.obstacle())
   with slurm_cluster.start() as running:
-    running.environment |= {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    running.environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # conftest.py
     yield running
 
 

@@ -1,5 +1,6 @@
 """A run small enough for tests: config files, and the program as a user starts it."""
 
+import json
 import pathlib
 
 import programs
@@ -43,8 +44,10 @@ def write_config(folder, corpus, points=({},)) -> pathlib.Path:
 
 def start(config, workdir, *flags, devices=1, module="wd_plasticity.main"):
   """Starts the program in a process of its own."""
+  cache = json.dumps(devices == 1)  # conftest.py
   return programs.start(module, f"--config={config}", f"--workdir={workdir}",
-                        f"--config.mesh.cpu_devices={devices}", *flags)
+                        f"--config.mesh.cpu_devices={devices}", *flags,
+                        JAX_ENABLE_COMPILATION_CACHE=cache)
 
 
 def run(*args, expect=0, **kwargs) -> str:
