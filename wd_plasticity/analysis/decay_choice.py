@@ -35,14 +35,15 @@ def best_interval(mean_D: np.ndarray, draws_BxD: np.ndarray) -> tuple[float, flo
   """
   noise_BxD = draws_BxD - mean_D
   best = int(np.argmax(mean_D))
-  low = mean_D[best] - _largest_error(mean_D, noise_BxD)
+  # Many that are level are spread widely by chance.
+  low = mean_D[best] - _largest_error(mean_D, noise_BxD, 1.5 * _CONTENDS)
   return float(low), float(mean_D[best] - np.quantile(noise_BxD[:, best], _TAILS[0]))
 
 
-def _largest_error(mean_D: np.ndarray, noise_BxD: np.ndarray) -> float:
+def _largest_error(mean_D: np.ndarray, noise_BxD: np.ndarray, contends: float) -> float:
   """What the estimate of the best decay may be too high by, because it was picked.
 
-  The 95 % quantile of the largest error among the contenders, the decays within 1.96 standard
+  The 95 % quantile of the largest error among the contenders, the decays within so many standard
   errors of the best, as if those were tied (moment selection, Andrews and Soares 2010,
   Econometrica 78), and no less than the decay's own 97.5 % quantile: of several that are
   level the one picked is hardly ever too low, so that one side has all of the 5 %.
@@ -50,7 +51,7 @@ def _largest_error(mean_D: np.ndarray, noise_BxD: np.ndarray) -> float:
   best = int(np.argmax(mean_D))
   # quantiles, because draws with few seeds have no variance
   scale_D = np.quantile(np.abs(noise_BxD - noise_BxD[:, [best]]), 0.6827, axis=0)
-  contends_D = mean_D[best] - mean_D <= _CONTENDS * scale_D
+  contends_D = mean_D[best] - mean_D <= contends * scale_D
   return max(float(np.quantile(noise_BxD[:, contends_D].max(1), 0.95)),
              float(np.quantile(noise_BxD[:, best], _TAILS[1])))
 
@@ -134,7 +135,7 @@ def cost(mean_D: np.ndarray, draws_BxD: np.ndarray, chosen: int) -> tuple[float,
   gain_D = mean_D - mean_D[chosen]
   noise_BxD = (draws_BxD - draws_BxD[:, [chosen]]) - gain_D
   value = float(gain_D.max())
-  low = value - _largest_error(gain_D, noise_BxD)
+  low = value - _largest_error(gain_D, noise_BxD, _CONTENDS)
   high = np.max(gain_D - np.quantile(noise_BxD, 0.025, axis=0))
   return value, max(low, 0.0), max(float(high), 0.0)
 

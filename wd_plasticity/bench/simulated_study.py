@@ -129,7 +129,7 @@ def make(rng: np.random.Generator, setting: Setting, mu_D: np.ndarray) -> Simula
   own_DxS = rng.normal(0, 1, shape)
   member_DxS = SEED_DEVIATION * size * (rng.normal(0, 1, setting.seeds) + noise_Dx1 * own_DxS)
   # A better seed has a lower loss too.
-  loss_DxS = np.array(LOSSES)[:, None] + 0.01 * (
+  loss_DxS = np.array(LOSSES)[:len(mu_D), None] + 0.01 * (
       0.5**0.5 * rng.normal(0, 1, shape) - 0.5**0.5 * own_DxS)
   gone_DxS = rng.random(shape) < setting.missing
   gone_DxS[np.arange(len(mu_D)), rng.integers(setting.seeds, size=len(mu_D))] = False
