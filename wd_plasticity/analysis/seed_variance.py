@@ -7,8 +7,8 @@ Smyth (2004, Statistical Applications in Genetics and Molecular Biology 3) does 
 
 Scores at learning rates that were chosen on other seeds are not independent between seeds: two
 seeds that choose from each other agree when both were lucky. Their own spread would then be too
-small an error, so it is taken at the competing learning rates, where nothing was chosen, and the
-error of the mean is multiplied by what choosing among as many equal rates does to it (`_inflation`).
+small an error, so it is taken at the competing learning rates, where nothing was chosen, and
+multiplied by what choosing among as many equal rates does to the mean (`_inflation`).
 
 Letters: K competing learning rates; D weight decays, S seeds, B draws as in `two_way`.
 """

@@ -4,8 +4,8 @@
 
 A study (`simulated_study.py`) has five decays, some seeds and tasks of 200 to 500 problems. Every
 fourth has one of four truths: one decay far ahead, all level, two close ones ahead, and the one
-that is best for pretraining loss (decay 0 in all of them) ahead. What the report does is done to it:
-learning rates are chosen, tasks that are not learnt left out, the decay with the lowest loss found.
+that is best for pretraining loss (decay 0 in all of them) ahead. What the report does is done to
+it: learning rates are chosen, tasks that are not learnt left out, the lowest loss found.
 
 The ways of `analysis/` were chosen among several by simulations like this one with --seed=0;
 another --seed gives studies not yet seen. --out gets all numbers as coverage.json.

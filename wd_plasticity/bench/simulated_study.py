@@ -6,9 +6,9 @@ probability
   level + loading_i (mu_d + g_rd + a_s + n_d (b_ds + c_tds + e_trds)) + difficulty_i + v_di,
 
 where a is the effect of a seed on all decays, b on one, c of it on one task, e of a single
-fine-tuning run; n_d is how much noisier a decay's runs are. difficulty and v have mean 0 and loading
-mean 1 over problems, so that the true means are level + mu_d + g_rd. A task that is not learnt is solved
-at chance by all.
+fine-tuning run; n_d is how much noisier a decay's runs are. difficulty and v have mean 0 and
+loading mean 1 over problems, so that the true means are level + mu_d + g_rd. A task that is not
+learnt is solved at chance by all.
 
 Letters: R learning rates, D weight decays, S seeds, I problems.
 """

@@ -179,4 +179,19 @@ class SplitEvaluation:
   def metrics(self, records: Sequence[dict]) -> dict[str, Any]:
     """The figures of one member from its records, each with standard error and n."""
     return {"problems": len(self.problems), "prompts_cut": self.prompts_cut,
-            **sample_metrics.means(self.scores(records))}
+            "chance": chance(self.problems), **sample_metrics.means(self.scores(records))}
+
+
+def chance(problems: Sequence[Problem]) -> float | None:
+  """Share of the problems that is solved without reading them; None where there are no options.
+
+  By guessing among each problem's options, or, where all problems have the same, by always naming
+  the one that is right most often.
+  """
+  known = [p for p in problems if p.options and p.gold >= 0]
+  if not known or len(known) < len(problems):
+    return None
+  guessed = float(np.mean([1 / len(p.options) for p in known]))
+  if len({tuple(p.options) for p in known}) > 1:
+    return guessed
+  return max(guessed, float(np.bincount([p.gold for p in known]).max() / len(known)))

@@ -35,8 +35,8 @@ def _seeds(head: Evidence) -> str:
     return ""
   if not c.has_seeds:
     return ("There is one seed of every weight decay: intervals tell what other test "
-            f"problems {'and fine-tuning seeds ' if c.runs > 1 else ''}would change, not what other "
-            "pretraining seeds would; pretrain with at least three seeds.")
+            f"problems {'and fine-tuning seeds ' if c.runs > 1 else ''}would change, not what "
+            "other pretraining seeds would; pretrain with at least three seeds.")
   text = ""
   if min(seeds) < 3:
     fewest = "one seed" if min(seeds) == 1 else "two seeds"
@@ -51,8 +51,8 @@ def _seeds(head: Evidence) -> str:
         "which makes the intervals of differences too wide rather than too narrow.")
   elif min(seeds) < max(seeds):
     text += (" " if text else "") + (
-        "Not every decay has the same seeds: differences are paired by those that decays share, and "
-        "the others are taken as independent between decays.")
+        "Not every decay has the same seeds: differences are paired by those that decays share, "
+        "and the others are taken as independent between decays.")
   return text
 
 

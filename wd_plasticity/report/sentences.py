@@ -49,9 +49,9 @@ def _choice(head: Evidence | None, loss: Comparison | None, is_learnt: bool) -> 
   reached = f"{number(best.value, c.measure)} {where(c)}"
   if not is_learnt:
     return ["No weight decay can be called the best after fine-tuning, because nothing was learnt: "
-            f"by more than the error no decay is better than its base model, or none is away from "
-            f"chance, on {enumerate_all(c.parts)}; fine-tune for longer, at another learning rate, or on "
-            "easier tasks."]
+            "by more than the error no decay is better than its base model, or none is away from "
+            f"chance, on {enumerate_all(c.parts)}; fine-tune for longer, at another learning rate, "
+            "or on easier tasks."]
   if len(head.decays) == 1:
     return [f"There is nothing to compare: only weight decay {c.best:g} was fine-tuned.",
             f"It reaches {reached}."]
@@ -95,8 +95,8 @@ def _rests_on(c: Comparison) -> str:
     return ""
   if c.task:
     return f" The answer is by {c.parts[0]} alone."
-  return (f" The average is over {enumerate_all(c.parts)}; tasks count the same, and the splits of a "
-          "task by their problems.")
+  return (f" The average is over {enumerate_all(c.parts)}; tasks count the same, and the splits "
+          "of a task by their problems.")
 
 
 def _probability(p: float) -> str:
@@ -110,8 +110,8 @@ def _loss(loss: Comparison) -> str:
   if not loss.has_seeds:
     return text + ", of one seed, so that another may turn the order."
   if loss.best_interval is not None:
-    text += (f" (95 % interval {loss.best_interval.low:.4f} to {loss.best_interval.high:.4f}, which "
-             "allows for its having been picked)")
+    text += (f" (95 % interval {loss.best_interval.low:.4f} to {loss.best_interval.high:.4f}, "
+             "which allows for its having been picked)")
   if loss.ties:
     return text + f"; {enumerate_all(loss.ties)} cannot be told from it."
   return text + ("; all others are worse." if loss.best_interval is not None else ".")
@@ -143,8 +143,8 @@ def _cost(c: Comparison) -> str:
     return (f"Choosing by pretraining loss alone costs {gap(c.gain.value, c.measure)}; the error "
             "of this is not known.")
   if not c.has_seeds:
-    return (f"By these seeds choosing by pretraining loss alone costs {gap(c.gain.value, c.measure)}; "
-            "what other pretraining seeds would say is not known.")
+    return ("By these seeds choosing by pretraining loss alone costs "
+            f"{gap(c.gain.value, c.measure)}; what other seeds would say is not known.")
   if c.gain.value == 0:
     if c.gain.high == 0:
       return "Choosing by pretraining loss alone costs nothing."
@@ -199,8 +199,8 @@ def _rates(head: Evidence, evidence: Sequence[Evidence], loss: Comparison | None
            f"is {gap(after, c.measure)} when each has its own best rate")
     most = f", the most of {len(found)} rates," if len(found) > 1 else ""
     text.append(f"By the means the advantage of {at_rate.best:g} over {chosen:g}, the best for "
-                f"pretraining loss, is {gap(before, c.measure)} at {rate(at_rate.rate)} for both{most} "
-                f"and {end}.")
+                f"pretraining loss, is {gap(before, c.measure)} at {rate(at_rate.rate)} for "
+                f"both{most} and {end}.")
   return text
 
 

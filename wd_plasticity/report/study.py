@@ -243,7 +243,7 @@ def _members(workdir: Path, notes: Notes) -> tuple[list[Member], dict[str, str]]
         notes.unreadable(folder / name)
   if without:
     notes.add(f"Without a configuration, and left out: {enumerate_some(without)}.")
-  copies = summary.copies(rows)
+  copies = summary.copies(workdir, rows)
   if copies:
     notes.add(summary.copies_sentence(copies))
   members = [m for m in members if m.name not in copies]

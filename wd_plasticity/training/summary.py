@@ -66,7 +66,7 @@ def summarise(workdir: str | os.PathLike) -> list[dict]:
   swept = swept_fields(configs)
   rows = [member_row(folder, config, swept)
           for folder, config in zip(folders, configs, strict=True)]
-  for name, original in copies(rows).items():
+  for name, original in copies(workdir, rows).items():
     next(r for r in rows if r["member"] == name)["status"] = _COPY + original
   return sorted(rows, key=lambda r: (_or_last(r["weight_decay"]), _or_last(r["seed"]), r["member"]))
 
@@ -152,15 +152,17 @@ def member_row(folder: Path, config: dict, swept: Sequence[str]) -> dict:
   }
 
 
-def copies(rows: Sequence[dict]) -> dict[str, str]:
+def copies(workdir: Path, rows: Sequence[dict]) -> dict[str, str]:
   """Members that are no seed of their own: {name: name of the member that counts}.
 
   Of members with one configuration and seed, such as a folder and its copy, the one that is
-  done or furthest counts, then the one with the shortest name, then the first.
+  done or furthest counts, then one that has results, then the one with the shortest name.
 
   Args:
+    workdir: of the members.
     rows: as `member_row` gives them.
   """
+  evaluated = {p.name for p in workdir.glob("evals/*/*")}
   alike: dict[str, list[dict]] = {}
   for row in rows:
     if None not in (row["weight_decay"], row["seed"]):
@@ -168,8 +170,9 @@ def copies(rows: Sequence[dict]) -> dict[str, str]:
       alike.setdefault(json.dumps(key), []).append(row)
   found = {}
   for same in alike.values():
-    first, *others = sorted(same, key=lambda r: (r["status"] != "done", -r["steps"],
-                                                 len(r["member"]), r["member"]))
+    first, *others = sorted(same, key=lambda r: (
+        r["status"] != "done", -r["steps"], r["member"] not in evaluated, len(r["member"]),
+        r["member"]))
     found |= {r["member"]: first["member"] for r in others}
   return found
 
