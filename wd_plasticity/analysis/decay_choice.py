@@ -18,6 +18,8 @@ _CONTENDS = 1.96
 _PRIOR, _SPREADS = 4.0, 16
 # By how much the draws' errors are taken as smaller there: few seeds make them too wide on average.
 _NOISE = 0.92
+# Of the lower end of the cost: lower than for the best, because the upper end hardly ever fails.
+_COST_LEVELS = 0.92, 0.975
 
 
 def intervals(draws_BxD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -36,24 +38,25 @@ def best_interval(mean_D: np.ndarray, draws_BxD: np.ndarray) -> tuple[float, flo
   noise_BxD = draws_BxD - mean_D
   best = int(np.argmax(mean_D))
   # Many that are level are spread widely by chance.
-  low = mean_D[best] - _largest_error(mean_D, noise_BxD, 1.5 * _CONTENDS)
+  low = mean_D[best] - _largest_error(mean_D, noise_BxD, 1.5 * _CONTENDS, (0.95, _TAILS[1]))
   return float(low), float(mean_D[best] - np.quantile(noise_BxD[:, best], _TAILS[0]))
 
 
-def _largest_error(mean_D: np.ndarray, noise_BxD: np.ndarray, contends: float) -> float:
+def _largest_error(mean_D: np.ndarray, noise_BxD: np.ndarray, contends: float,
+                   levels: tuple[float, float]) -> float:
   """What the estimate of the best decay may be too high by, because it was picked.
 
-  The 95 % quantile of the largest error among the contenders, the decays within so many standard
+  A quantile, of the first level, of the largest error among the contenders, the decays within so many standard
   errors of the best, as if those were tied (moment selection, Andrews and Soares 2010,
-  Econometrica 78), and no less than the decay's own 97.5 % quantile: of several that are
-  level the one picked is hardly ever too low, so that one side has all of the 5 %.
+  Econometrica 78), and no less than the decay's own quantile of the second level. Of several that
+  are level the one picked is hardly ever too low, so that one side may have all of the 5 %.
   """
   best = int(np.argmax(mean_D))
   # quantiles, because draws with few seeds have no variance
   scale_D = np.quantile(np.abs(noise_BxD - noise_BxD[:, [best]]), 0.6827, axis=0)
   contends_D = mean_D[best] - mean_D <= contends * scale_D
-  return max(float(np.quantile(noise_BxD[:, contends_D].max(1), 0.95)),
-             float(np.quantile(noise_BxD[:, best], _TAILS[1])))
+  return max(float(np.quantile(noise_BxD[:, contends_D].max(1), levels[0])),
+             float(np.quantile(noise_BxD[:, best], levels[1])))
 
 
 def probability_best(draws_BxD: np.ndarray) -> np.ndarray:
@@ -135,7 +138,7 @@ def cost(mean_D: np.ndarray, draws_BxD: np.ndarray, chosen: int) -> tuple[float,
   gain_D = mean_D - mean_D[chosen]
   noise_BxD = (draws_BxD - draws_BxD[:, [chosen]]) - gain_D
   value = float(gain_D.max())
-  low = value - _largest_error(gain_D, noise_BxD, _CONTENDS)
+  low = value - _largest_error(gain_D, noise_BxD, _CONTENDS, _COST_LEVELS)
   high = np.max(gain_D - np.quantile(noise_BxD, 0.025, axis=0))
   return value, max(low, 0.0), max(float(high), 0.0)
 
