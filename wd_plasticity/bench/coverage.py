@@ -11,7 +11,6 @@ The ways of `analysis/` were chosen among several by simulations like this one w
 another --seed gives studies not yet seen. --out gets all numbers as coverage.json.
 """
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -153,20 +152,32 @@ def correlations(num_studies: int, seed: int, decays: int, truth: float) -> floa
   return float(np.mean([low <= truth <= high for _, low, high in found]))
 
 
+def calibrated(name: str, num_studies: int, seed: int) -> list[dict[str, float]]:
+  """Claims by tenth over the settings of a name and the spreads of true means."""
+  pairs = [calibration(setting, num_studies, seed, spread)
+           for setting in simulated_study.CALIBRATED[name] for spread in simulated_study.SPREADS]
+  return by_tenth(*(np.concatenate(p) for p in zip(*pairs, strict=True)))
+
+
+def show_coverage(name: str, rows: dict[str, dict[str, float]]) -> None:
+  """A line of the table, and one against the best rates where rates were chosen."""
+  for label, truths in ((name, list(simulated_study.TRUTHS)),
+                        ("  against the best rates", ["best rate"])):
+    same = [rows[t] for t in truths if t in rows]
+    if same:
+      print(f"{label:<52}" + "".join(f"{100 * np.mean([r[q] for r in same]):>17.1f}"
+                                     for q in QUANTITIES), flush=True)
+
+
 def main(argv: Sequence[str]):
   del argv
-  n, seed, start = _STUDIES.value, _SEED.value, time.time()
+  n, seed = _STUDIES.value, _SEED.value
   made = {"studies": n, "seed": seed, "coverage": {}, "correlation": {}, "calibration": {}}
   print(f"Coverage of 95 % intervals, %, of {n} studies a setting")
   print(f"{'':<52}" + "".join(f"{name:>17}" for name in QUANTITIES), flush=True)
   for setting in simulated_study.SETTINGS:
-    rows = made["coverage"][setting.name] = simulate(setting, n, seed)
-    for name, truths in ((setting.name, list(simulated_study.TRUTHS)),
-                         ("  against the best rates", ["best rate"])):
-      same = [rows[t] for t in truths if t in rows]
-      if same:
-        print(f"{name:<52}" + "".join(f"{100 * np.mean([r[q] for r in same]):>17.1f}"
-                                      for q in QUANTITIES), flush=True)
+    made["coverage"][setting.name] = simulate(setting, n, seed)
+    show_coverage(setting.name, made["coverage"][setting.name])
   print("\nCorrelation, Fisher's z")
   for decays in (4, 5, 8):
     for truth in (0.0, 0.7, -0.9):
@@ -174,16 +185,12 @@ def main(argv: Sequence[str]):
           n, seed, decays, truth)
       print(f"{decays:>6} decays, r = {truth:>4}: {100 * found:.1f}")
   print("\nProbability of being the best, %: said, right, standard error, claims", flush=True)
-  for name, settings in simulated_study.CALIBRATED.items():
-    pairs = [calibration(setting, n, seed, spread) for setting in settings
-             for spread in simulated_study.SPREADS]
-    rows = made["calibration"][name] = by_tenth(*(np.concatenate(p) for p in zip(*pairs,
-                                                                                 strict=True)))
+  for name in simulated_study.CALIBRATED:
+    made["calibration"][name] = calibrated(name, n, seed)
     print(f"  {name}")
-    for row in rows:
+    for row in made["calibration"][name]:
       print("".join(f"{100 * row[k]:>10.1f}" for k in ("said", "right", "error"))
             + f"{row['claims']:>10}", flush=True)
-  print(f"\n{(time.time() - start) / 60:.1f} minutes")
   if _OUT.value:
     files.write_json(Path(_OUT.value) / "coverage.json", made)
 

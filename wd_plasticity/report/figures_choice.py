@@ -155,16 +155,22 @@ def _of_task(items: Sequence[Finetuned], c: Comparison) -> list[Finetuned]:
 
 
 def _base(last: Sequence[Finetuned], c: Comparison) -> list[Series]:
-  """The base model's score by decay: mean over seeds, and over tasks for an average."""
+  """The base model's score by decay: mean over seeds, and over tasks for an average.
+
+  Splits of a task count by their problems; decays without one of the tasks have none.
+  """
+  wanted = {task for task, _ in c.tasks}
   x, y = [], []
   items = [f for f in _of_task(last, c)
            if c.rate in ("best", "", scores_lib.rate_name(f.learning_rate))]
   for decay, same in parts.by_decay(items).items():
-    tasks: dict[str, list] = {}
+    tasks: dict[str, list[tuple[float, int]]] = {}
     for f in same:
-      tasks.setdefault(f.task, []).append(parts.value(f, "before", f.measure))
-    means = [parts.mean(v) for v in tasks.values()]
-    if means and None not in means:
+      value = parts.value(f, "before", f.measure)
+      if value is not None:
+        tasks.setdefault(f.task, []).append((value, f.before[f.measure].get("n") or 1))
+    means = [sum(v * n for v, n in pairs) / sum(n for _, n in pairs) for pairs in tasks.values()]
+    if means and set(tasks) == wanted:
       x.append(decay)
       y.append(_scale(last, c) * statistics.fmean(means))
   return [parts.series("base model", x, y, style=REFERENCE)] if x else []

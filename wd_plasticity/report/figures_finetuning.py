@@ -54,12 +54,13 @@ def forgetting(study: Study) -> Figure:
     for rate in parts.rates(last):
       here = [f for f in last if f.point == rate]
       titles = parts.tasks(here)
-      wanted = ([("average", here)] if len({f.task for f in here}) > 1 else []) + [
+      common = _common_tasks(here)
+      wanted = ([("average", here)] if len(common) > 1 else []) + [
           (t, [f for f in here if (f.task, f.split) == k]) for k, t in titles.items()]
       for title, items in wanted:
         if title == "average":
-          name = f"average of {len({f.task for f in here})} tasks"
-          line = _mean_over_tasks(items)
+          name = f"average of {len(common)} tasks"
+          line = _mean_over_tasks(items, common)
         else:
           name = title
           line = parts.decay_series(items, lambda f: f.forgetting["value"], "forgetting")
@@ -180,14 +181,17 @@ def _stage(items: Sequence[Finetuned], stage: str, measure: str, factor: float, 
                       high=shifted(1), style=style)
 
 
-def _mean_over_tasks(items: Sequence[Finetuned]) -> Series:
-  """Forgetting by decay, mean over the tasks of each seed, interval over seeds."""
-  by_member: dict[str, list[Finetuned]] = {}
-  for f in items:
-    by_member.setdefault(f.member, []).append(f)
-  means = {name: statistics.fmean(f.forgetting["value"] for f in same)
-           for name, same in by_member.items()}
-  return parts.decay_series([same[0] for same in by_member.values()],
+def _common_tasks(items: Sequence[Finetuned]) -> set[str]:
+  """Tasks that all members have."""
+  return set.intersection(*({f.task for f in same} for same in parts.by_member(items).values()))
+
+
+def _mean_over_tasks(items: Sequence[Finetuned], tasks: set[str]) -> Series:
+  """Forgetting by decay, mean over the same tasks of each seed, interval over seeds."""
+  means = {name: statistics.fmean(
+      parts.mean(f.forgetting["value"] for f in same if f.task == task) for task in tasks)
+      for name, same in parts.by_member(items).items()}
+  return parts.decay_series([same[0] for same in parts.by_member(items).values()],
                             lambda f: means[f.member], "forgetting")
 
 
