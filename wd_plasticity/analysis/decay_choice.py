@@ -47,9 +47,9 @@ def _largest_error(mean_D: np.ndarray, noise_BxD: np.ndarray, contends: float,
   """What the estimate of the best decay may be too high by, because it was picked.
 
   A quantile, of the first level, of the largest error among the contenders, the decays within so
-  many standard errors of the best, as if those were tied (moment selection, Andrews and Soares 2010,
-  Econometrica 78), and no less than the decay's own quantile of the second level. Of several that
-  are level the one picked is hardly ever too low, so that one side may have all of the 5 %.
+  many standard errors of the best, as if those were tied (moment selection, Andrews and Soares
+  2010, Econometrica 78), and no less than the decay's own quantile of the second level. Of several
+  that are level the one picked is hardly ever too low, so that one side may have all of the 5 %.
   """
   best = int(np.argmax(mean_D))
   # quantiles, because draws with few seeds have no variance

@@ -38,7 +38,7 @@ class Fit:
     mean_D: over tasks, seeds and items.
     draws_BxD: of the true means; all equal to `mean_D` when nothing is known of the errors.
     seeds_D: members of each decay.
-    items: of all tasks together.
+    items: of all tasks together, without those whose items are not known.
     known: whether there is anything to compute an error from.
     item_cov_DxD: covariance of `mean_D` through the items, which holds the rest too.
     rest: variance of one member's mean through the noise of seed x item.
@@ -107,8 +107,9 @@ def draws(tasks: Sequence[np.ndarray], errors: Sequence[np.ndarray | None] = (),
     shared = seed_variance.shared(member_DxS, valid_DxS, own)
     noise_BxD = _without_rest(noise_BxD, cov_DxD, own, seeds_D, crossed=shared is not None)
     noise_BxD += seed_variance.draw(own, shared, valid_DxS, cov_DxD.mean(), rng, num_draws)
+  items = sum(x.shape[-1] for x in tasks if x.shape[-1] > 1)
   known = own is not None or bool(np.any(cov_DxD > 0))
-  return Fit(mean_D, mean_D + noise_BxD, seeds_D, sum(x.shape[-1] for x in tasks), known,
+  return Fit(mean_D, mean_D + noise_BxD, seeds_D, items, known,
              cov_DxD, rest, shared, own)
 
 

@@ -17,7 +17,7 @@ class Estimate:
     value, low, high: mean over tasks, seeds and items, and its 95 % interval; None where
       nothing tells it.
     best: probability that this decay is the best of the grid; None from one seed.
-    seeds, items: how many members and items it is a mean of.
+    seeds, items: how many members and items it is a mean of; 0 items where they are not known.
   """
   weight_decay: float
   value: float

@@ -32,7 +32,8 @@ def accuracy_by_decay(study: Study, answers: Sequence[Answer]) -> Figure:
           "fine-tuned", x, parts.scaled([e.value for e in c.estimates], factor),
           low=parts.scaled([e.low for e in c.estimates], factor),
           high=parts.scaled([e.high for e in c.estimates], factor),
-          labels=[f"{parts.count(e.seeds, 'seed')}, {e.items:,} problems" for e in c.estimates])]
+          labels=[parts.count(e.seeds, "seed") + (f", {e.items:,} problems" if e.items else "")
+                  for e in c.estimates])]
       base = _base(last, c)
       views.append(View(_choice(study, answers, answer, c), [*made, *base],
                         _label(last, c), len(views) < parts.PANELS and _is_first_rate(answer, c)))
