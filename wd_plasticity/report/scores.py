@@ -11,6 +11,7 @@ import numpy as np
 
 from wd_plasticity.analysis import decay_choice
 from wd_plasticity.analysis.seed_variance import Choice
+from wd_plasticity.report import runs as runs_lib
 from wd_plasticity.report.study import Finetuned, Member, Result, Study
 from wd_plasticity.report.words import enumerate_all, plural
 from wd_plasticity.tasks import registry
@@ -171,8 +172,8 @@ def pretraining_loss(study: Study, group: Group) -> tuple[Scores | None, str]:
   cells = [c for c in cells if np.isfinite(c[3]).all()]
   if not cells:
     return None, caution
-  keys, scores_DxSxFxI, _ = _arrays(
-      group, [_Cell(w, s, 0, k, -y, None, None) for w, s, k, y, _ in cells])
+  keys, scores_DxSxFxI, _ = runs_lib.arrays(group.decays, group.seeds, [
+      runs_lib.Cell(w, s, 0, k, -y, None, None) for w, s, k, y, _ in cells])
   seeds = max(len({s for w, s, *_ in cells if w == decay}) for decay in {c[0] for c in cells})
   return Scores("", [], "pretraining", "", "validation loss", scores_DxSxFxI[:, :, 0], None, keys,
                 {}, seeds=seeds, seed_of={c[0]: c[1] for c in cells}), caution
@@ -244,18 +245,6 @@ def _by_rate(group: Group, results: Sequence[Finetuned], splits: Sequence[str],
   return ({"best": best} if best else {}) | made
 
 
-@dataclasses.dataclass(frozen=True)
-class _Cell:
-  """Scores of one run: its place, the keys of its items, and what it was before fine-tuning."""
-  weight_decay: float
-  seed: int
-  run: int
-  keys: list[str]
-  scores: np.ndarray
-  base: np.ndarray | None
-  error: float | None
-
-
 def _scores(results: Sequence[Finetuned], group: Group, splits: Sequence[str], title: str,
             rate: str, measure: str, notes: list[str]) -> Scores | None:
   sign = -1.0 if is_loss(measure) else 1.0
@@ -272,23 +261,23 @@ def _scores(results: Sequence[Finetuned], group: Group, splits: Sequence[str], t
     parts = [by_split[s] for s in splits]
     place = decay, seed, names[run]
     count = np.array([f.after[measure].get("n") or 1 for f in parts], np.float64)
-    value, base, error = (_weighted(parts, count, measure, what) for what in (
+    value, base, error = (runs_lib.weighted(parts, count, measure, what) for what in (
         "value", "base", "se"))
-    means.append(_Cell(*place, [""], np.array([sign * value]),
+    means.append(runs_lib.Cell(*place, [""], np.array([sign * value]),
                        None if base is None else np.array([sign * base]), error))
-    cell = _of_problems(parts, measure, sign)
+    cell = runs_lib.of_problems(parts, measure, sign)
     if cell is not None:
-      cells.append(_Cell(*place, *cell, None))
+      cells.append(runs_lib.Cell(*place, *cell, None))
   notes = list(notes)
   partly = len(runs) - len(means)
   if partly:
     notes.append(f"{plural(partly, 'run')} of {title} without all of its splits "
                  f"{'is' if partly == 1 else 'are'} left out; finish the fine-tuning.")
   used = cells if len(cells) == len(means) else means
-  keys, array, errors = _arrays(group, used)
+  keys, array, errors = runs_lib.arrays(group.decays, group.seeds, used)
   if not keys and cells:  # no item in common
     used = means
-    keys, array, errors = _arrays(group, used)
+    keys, array, errors = runs_lib.arrays(group.decays, group.seeds, used)
   if not keys or np.isnan(array).all():
     return None
   if used is cells and max(len(c.keys) for c in cells) > len(keys):
@@ -296,10 +285,11 @@ def _scores(results: Sequence[Finetuned], group: Group, splits: Sequence[str], t
                  "are in the results of all members, and count.")
   base = None
   if all(c.base is not None for c in used):
-    base = _arrays(group, [dataclasses.replace(c, scores=c.base) for c in used])[1]
+    base = runs_lib.arrays(group.decays, group.seeds, [
+        dataclasses.replace(c, scores=c.base) for c in used])[1]
   seeds = int((~np.isnan(array).all((2, 3))).sum(1).max())
   num_runs = int((~np.isnan(array).all(3)).sum(2).max())
-  array, base, errors = (_over_runs(x, seeds) for x in (array, base, errors[..., None]))
+  array, base, errors = (runs_lib.over_runs(x, seeds) for x in (array, base, errors[..., None]))
   chances = [(f.chance, f.after[measure].get("n") or 1) for f in results if f.chance is not None]
   labels = registry.get(results[0].task).labels
   chance = (sum(c * n for c, n in chances) / sum(n for _, n in chances) if chances else
@@ -310,82 +300,6 @@ def _scores(results: Sequence[Finetuned], group: Group, splits: Sequence[str], t
                 None if np.isnan(errors).all() else errors[..., 0], keys,
                 {d: r for d, r in rates.items() if r}, base, chance, None, num_runs, seeds,
                 {c.weight_decay: c.seed for c in used}, notes)
-
-
-def _weighted(parts: Sequence[Finetuned], count: np.ndarray, measure: str, what: str
-              ) -> float | None:
-  """Mean over splits by their problems of a value, that of the base model, or its error."""
-  if what == "base":
-    values = [f.before.get(measure, {}).get("value") for f in parts]
-    # Scores by problem without those of the base model: then that is not known.
-    if any(f.scores.get("after") and not f.scores.get("before") for f in parts):
-      return None
-  else:
-    values = [f.after[measure].get(what) for f in parts]
-  if None in values:
-    return None
-  weight = count / count.sum()
-  if what == "se":
-    return float(np.sqrt(np.sum((weight * np.array(values)) ** 2)))
-  return float(np.sum(weight * np.array(values)))
-
-
-def _of_problems(parts: Sequence[Finetuned], measure: str, sign: float):
-  """Keys, scores and those of the base model by problem; None where they are not known."""
-  keys, scores, bases = [], [], []
-  for f in parts:
-    after, before = (f.scores.get(stage, {}).get(measure) for stage in ("after", "before"))
-    if after is None or not len(f.keys) or len(after) != len(f.keys):
-      return None
-    after = np.asarray(after, np.float64)
-    counts = np.isfinite(after)
-    if not counts.any():
-      return None
-    named = _numbered([str(k) for k in f.keys])
-    prefix = f"{f.split}/" if len(parts) > 1 else ""
-    keys += [prefix + k for k, c in zip(named, counts, strict=True) if c]
-    scores.append(after[counts])
-    bases.append(None if before is None or len(before) != len(after)
-                 else np.asarray(before, np.float64)[counts])
-  base = None if any(b is None for b in bases) else sign * np.concatenate(bases)
-  return keys, sign * np.concatenate(scores), base
-
-
-def _numbered(keys: Sequence[str]) -> list[str]:
-  """Keys that are there before get a number, so that each problem counts."""
-  seen: collections.Counter = collections.Counter()
-  made = []
-  for key in keys:
-    seen[key] += 1
-    made.append(key if seen[key] == 1 else f"{key}#{seen[key]}")
-  return made
-
-
-def _arrays(group: Group, cells: Sequence[_Cell]) -> tuple[list[str], np.ndarray, np.ndarray]:
-  """Keys in common, scores_DxSxFxI and errors_DxSxF."""
-  common = set.intersection(*(set(c.keys) for c in cells)) if cells else set()
-  names = sorted(common)
-  shape = len(group.decays), len(group.seeds), max((c.run + 1 for c in cells), default=1)
-  scores_DxSxFxI = np.full((*shape, len(names)), np.nan)
-  errors_DxSxF = np.full(shape, np.nan)
-  for c in cells:
-    place = group.decays.index(c.weight_decay), group.seeds.index(c.seed), c.run
-    row = dict(zip(c.keys, c.scores, strict=True))
-    scores_DxSxFxI[place] = [row[name] for name in names]
-    if c.error is not None:
-      errors_DxSxF[place] = c.error
-  return names, scores_DxSxFxI, errors_DxSxF
-
-
-def _over_runs(x_DxSxFxI: np.ndarray | None, seeds: int) -> np.ndarray | None:
-  """[D, S, I] means over fine-tuning seeds; [D, F, I] where those are all the seeds there are."""
-  if x_DxSxFxI is None:
-    return None
-  axis = 1 if seeds == 1 and x_DxSxFxI.shape[2] > 1 else 2
-  there = ~np.isnan(x_DxSxFxI).all(-1, keepdims=True)
-  total = np.sum(np.where(there, x_DxSxFxI, 0.0), axis)
-  count = there.sum(axis)
-  return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def _best_rates(group: Group, rates: Sequence[Scores]) -> Scores | None:

@@ -6,7 +6,6 @@ checkpoint. Whatever cannot be read is left out and named in `Study.notes`.
 
 import collections
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +17,13 @@ from wd_plasticity.config import flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals import finetune_summary
 from wd_plasticity.report import items as items_lib
+from wd_plasticity.report import swept
 from wd_plasticity.report.items import UNREADABLE, Item, Notes, enumerate_some
 from wd_plasticity.tasks import registry
 from wd_plasticity.training import summary
 from wd_plasticity.training.metrics import read_metrics
 
 PROGRAMS = ("finetune", "probe", "attention_rank", "overfit", "lm_eval")
-_LEARNING_RATE = "optim.learning_rate"
 _LONGEST_CURVE = 200  # points of a fine-tuning's curve that are kept
 
 
@@ -189,13 +188,13 @@ def read(workdir: str | os.PathLike) -> Study:
   members, copies = _members(workdir, notes)
   found = {program: items_lib.read_items(workdir, program, notes) for program in PROGRAMS}
   groups = {m.name: m.group for m in members}
-  strangers, repeated = _groups_of_strangers([i for items in found.values() for i in items],
+  strangers, repeated = swept.groups_of_strangers([i for items in found.values() for i in items],
                                              {**groups, **copies}, notes)
   groups |= strangers
   copies |= repeated
   found = {program: [i for i in items if i.document["checkpoint"]["member"] not in copies]
            for program, items in found.items()}
-  points = _points(found["finetune"])
+  points = swept.points(found["finetune"])
   made: dict[str, list] = {}
   for program, items in found.items():
     newest: dict[str, int] = {}
@@ -231,11 +230,11 @@ def _members(workdir: Path, notes: Notes) -> tuple[list[Member], dict[str, str]]
   stored = {p: items_lib.read_or_note(p / "config.json", notes) for p in folders}
   configs = {p: flatten(s["config"]) for p, s in stored.items()
              if isinstance(s.get("config"), dict)}
-  swept = summary.swept_fields(list(configs.values())) if configs else []
+  fields = summary.swept_fields(list(configs.values())) if configs else []
   members, rows, without = [], [], [p.name for p in folders if p not in configs]
   for folder, config in configs.items():
     try:
-      row = summary.member_row(folder, config, swept)
+      row = summary.member_row(folder, config, fields)
       members.append(_member(folder, stored[folder], config, row))
       rows.append(row)
     except UNREADABLE:
@@ -268,24 +267,13 @@ def _member(folder: Path, stored: dict, config: dict, row: dict) -> Member:
   path = folder / "metrics.jsonl"
   return Member(
       name=folder.name, weight_decay=float(config["optim.weight_decay"]), seed=int(config["seed"]),
-      group=_group({name: row[name] for name in row if "." in name}), status=row["status"],
+      group=swept.name({name: row[name] for name in row if "." in name}), status=row["status"],
       reason=row["reason"], steps=row["steps"], total_steps=summary.total_steps(folder, config),
       tokens=row["tokens"], validation_loss=row["validation_loss"],
       train_subset_loss=row["train_subset_loss"],
       curve=read_metrics(path) if path.exists() else [], config=stored["config"], plan=plan,
       data_fingerprint=str(stored.get("data_fingerprint", "")),
       tokenizer_fingerprint=str(stored.get("tokenizer_fingerprint", "")))
-
-
-def _group(fields: dict[str, Any]) -> str:
-  """'learning_rate=0.002, width=96' of swept fields by dotted name."""
-  short = collections.Counter(name.rsplit(".", 1)[-1] for name in fields)
-  words = []
-  for name, value in fields.items():
-    last = name.rsplit(".", 1)[-1]
-    shown = f"{value:g}" if isinstance(value, float) else str(value)
-    words.append(f"{last if short[last] == 1 else name}={shown}")
-  return ", ".join(words)
 
 
 def _name(workdir: Path, members: Sequence[Member]) -> str:
@@ -316,57 +304,6 @@ def _note_failures(members: Sequence[Member], finetuned: Sequence[Finetuned],
 
 
 # Results.
-
-
-def _groups_of_strangers(items: Sequence[Item], known: dict[str, str], notes: Notes
-                         ) -> tuple[dict[str, str], dict[str, str]]:
-  """Groups of members that have results here and no folder, and which of them are copies."""
-  pretrainings = {}
-  for item in items:
-    c = item.document["checkpoint"]
-    if c["member"] not in known and c["member"] not in pretrainings:
-      fields = c.get("pretraining")
-      pretrainings[c["member"]] = flatten(fields) if isinstance(fields, dict) else {}
-  if not pretrainings:
-    return {}, {}
-  if known:
-    notes.add("Results without a pretraining here, shown where only results count: "
-              f"{enumerate_some(sorted(pretrainings))}.")
-  else:
-    notes.add("The pretraining is not in this work directory: its losses and curves are missing.")
-  groups = dict.fromkeys(pretrainings, "")
-  if any(pretrainings.values()):
-    swept = summary.swept_fields(list(pretrainings.values()))
-    groups = {name: _group({field: summary.field(fields, field) for field in swept})
-              for name, fields in pretrainings.items()}
-  first, copies = {}, {}
-  for item in sorted(items, key=lambda i: i.document["checkpoint"]["member"]):
-    c = item.document["checkpoint"]
-    if c["member"] in groups:
-      key = groups[c["member"]], float(c["weight_decay"]), c["seed"]
-      if first.setdefault(key, c["member"]) != c["member"]:
-        copies[c["member"]] = first[key]
-  if copies:
-    notes.add(summary.copies_sentence(copies))
-  return groups, copies
-
-
-def _points(items: Sequence[Item]) -> dict[Path, tuple[str, str]]:
-  """Name of the learning rate and of the other swept fields of every result of fine-tuning.
-
-  Points of the fine-tuning's sweep are told apart by their fields, not by their names.
-  """
-  flat = {i.path: flatten(s) if isinstance(s := i.document.get("settings"), dict) else {}
-          for i in items}
-  fields = sorted(items_lib.swept_fields(items) - {_LEARNING_RATE, "seed"})
-  fields = [f for f in fields if len({json.dumps(s.get(f)) for s in flat.values()}) > 1]
-  rates: dict[str, set] = {}
-  for i in items:
-    rates.setdefault(str(i.document["values"].get("task")), set()).add(
-        flat[i.path].get(_LEARNING_RATE))
-  several = any(len(of_task) > 1 for of_task in rates.values())
-  return {path: (f"lr{s[_LEARNING_RATE]:g}" if several and _LEARNING_RATE in s else "",
-                 _group({f: s.get(f) for f in fields})) for path, s in flat.items()}
 
 
 def _checkpoint(item: Item, groups: dict[str, str], newest: dict[str, int]) -> dict[str, Any]:
