@@ -15,9 +15,9 @@ _TAILS = (0.025, 0.975)
 # Standard errors within which a decay may be the best.
 _CONTENDS = 1.96
 # Of the spread of true means: its scale in errors, and how many values stand for it.
-_PRIOR, _SPREADS = 4.0, 16
+_PRIOR, _SPREADS = 8.0, 16
 # By how much the draws' errors are taken as smaller there: few seeds make them too wide on average.
-_NOISE = 0.9
+_NOISE = 0.92
 # Of the lower end of the cost: lower than for the best, because the upper end hardly ever fails.
 _COST_LEVELS = 0.92, 0.975
 
