@@ -351,6 +351,8 @@ def test_tasks_that_are_not_learnt_are_named_and_stay_out():
   assert {t for t, _ in made.comparisons[0].tasks} == {"ag_news", "boolq"}
   assert any(c.startswith("Not learnt, and left out of the answer: ARC-Easy;")
              for c in made.cautions)
+  made = _only(_study(_members(), [*guesses, *good]))
+  assert made.comparisons[0].title == "AG News" and "AG News" in made.sentences[1]
   made = _only(_study(_members(), guesses))
   assert "because nothing was learnt" in made.sentences[0] and made.comparisons
   assert "Pretrain with" not in " ".join(made.sentences)

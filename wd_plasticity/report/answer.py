@@ -29,8 +29,8 @@ class Answer:
   Attributes:
     group: '' or the fields that it has in common, 'learning_rate=0.002'.
     loss: of the pretraining's validation loss.
-    comparisons: for every rate, 'best' first: the average over tasks if there are several,
-      then the tasks.
+    comparisons: the one to answer by first, then for every rate, 'best' first: the average over
+      tasks if there are several, then the tasks.
     sentences: findings; the first answers which weight decay to pretrain with.
     cautions: what the evidence does not suffice for, and what would.
     setting: of the fine-tuning, 'epochs=3', '' when there is only one.
@@ -90,6 +90,9 @@ def _answer(study: Study, group: scores_lib.Group) -> Answer:
           used, group.decays, group.seeds, loss.comparison if loss else None)
       notes += _left_out(heads, used, rate, group)
     evidence += [f for f in found if f is not None]
+  if head is not None:  # it comes first, also where it is one task of several
+    same = (head.comparison.rate, head.comparison.tasks)
+    evidence.sort(key=lambda e: (e.comparison.rate, e.comparison.tasks) != same)
   found, cautions = sentences.write(group, loss, evidence, head, learnt)
   notes = [note for t in tested for note in t.first.notes] + notes + ([caution] if caution else [])
   return Answer(group.name, loss.comparison if loss else None,
