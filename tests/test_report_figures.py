@@ -11,7 +11,15 @@ import pytest
 import synthetic_study
 from scipy import stats
 
-from wd_plasticity.report import answer, figure_parts, figures, figures_training, study, tables
+from wd_plasticity.report import (
+  answer,
+  figure_parts,
+  figures,
+  figures_finetuning,
+  figures_training,
+  study,
+  tables,
+)
 from wd_plasticity.report.figure import POINTS, REFERENCE
 
 ORDER = [
@@ -294,3 +302,20 @@ def test_decays_of_many_digits_are_not_rounded(tmp_path):
   for figure in figures.build(made, answer.answers(made)):
     if figure.x_axis == "decay":
       assert {x for v in figure.views for s in v.series for x in s.x} <= set(decays), figure.name
+
+
+def test_forgetting_counts_every_task_once_and_the_same_tasks_for_all(tmp_path):
+  """A task with two splits counts once; one that a member lacks is in no average."""
+  synthetic_study.write(tmp_path, decays=(0.0, 1.0), tasks=("sst2", "arc_easy", "boolq"))
+  read = study.read(tmp_path)
+  found = []
+  for f in read.finetuned:
+    value = {"sst2": 0.1, "arc_easy": 0.4, "boolq": 9.0}[f.task]
+    f = dataclasses.replace(f, forgetting=f.forgetting | {"value": value})
+    if f.task != "boolq" or f.member != "wd1-seed0":
+      found.append(f)
+    if f.task == "sst2":
+      found.append(dataclasses.replace(f, split="validation"))
+  figure = figures_finetuning.forgetting(dataclasses.replace(read, finetuned=found))
+  view = next(v for v in figure.views if v.choice["task"] == "average of 2 tasks")
+  assert view.series[0].y == [0.25, 0.25]

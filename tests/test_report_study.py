@@ -9,7 +9,8 @@ import pytest
 import synthetic_study
 
 from wd_plasticity.errors import UserError
-from wd_plasticity.report import arrays, study
+from wd_plasticity.report import answer, arrays, study
+from wd_plasticity.training import summary
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +188,71 @@ def test_results_of_other_settings_are_not_mixed(tmp_path):
   read = study.read(tmp_path)
   assert len(read.finetuned) == 11
   assert any("1 results of finetune on sst2 were made with other settings" in n for n in read.notes)
+
+
+def _change(workdir, point, **fields):
+  """Makes the results of a point of the sweep those of another, in name and in fields."""
+  for path in workdir.glob(f"evals/finetune/*/*/*-{point}.json"):
+    document = json.loads(path.read_text())
+    overrides = {}
+    for name, value in fields.items():
+      section, _, last = name.rpartition("__")
+      (document["settings"].setdefault(section, {}) if section else document["settings"])[
+          last] = value
+      overrides[name.replace("__", ".")] = value
+    document["settings"] |= {"overrides": overrides, "point": "any name"}
+    path.write_text(json.dumps(document))
+
+
+def test_points_are_told_apart_by_their_fields(workdir):
+  _change(workdir, "lr0.001", seed=42, optim__learning_rate=1e-3)
+  _change(workdir, "lr0.003", seed=8107, optim__learning_rate=1e-3)
+  read = study.read(workdir)
+  assert {(f.rate, f.setting, f.finetune_seed) for f in read.finetuned} == {
+      ("", "", 42), ("", "", 8107)}
+  made, = answer.answers(read)
+  assert {(c.rate, c.runs) for c in made.comparisons} == {("", 2)}
+  _change(workdir, "lr0.003", seed=42, epochs=9)
+  read = study.read(workdir)
+  assert {(f.rate, f.setting) for f in read.finetuned} == {("", "epochs=None"), ("", "epochs=9")}
+  assert [a.setting for a in answer.answers(read)] == ["epochs=9", "epochs=None"]
+
+
+def test_a_point_without_a_field_is_not_one_of_other_settings(workdir):
+  """add({}) beside add({'seed': 1}): the first has the default seed."""
+  _change(workdir, "lr0.001")
+  _change(workdir, "lr0.003", seed=1, optim__learning_rate=1e-3)
+  read = study.read(workdir)
+  assert len(read.finetuned) == 16 and not read.notes
+
+
+def test_copies_of_members_are_no_seeds(workdir):
+  shutil.copytree(workdir / "members" / "wd0.1-seed0", workdir / "members" / "a-copy")
+  shutil.copytree(workdir / "members" / "wd0-seed1", workdir / "members" / "stale")
+  stale = workdir / "members" / "stale" / "metrics.jsonl"
+  stale.write_text("".join(stale.read_text().splitlines(True)[:5]))
+  read = study.read(workdir)
+  assert [m.name for m in read.members] == ["wd0-seed0", "wd0-seed1", "wd0.1-seed0",
+                                            "wd0.1-seed1"]
+  assert {f.member for f in read.finetuned} == {m.name for m in read.members}
+  told = next(n for n in read.notes if "no seeds of their own" in n)
+  assert "a-copy (wd0.1-seed0), stale (wd0-seed1)" in told
+  # The table after a sweep says the same.
+  rows = {r["member"]: r["status"] for r in summary.summarise(workdir)}
+  assert rows["stale"] == "copy of wd0-seed1"
+  counted = {name for name, status in rows.items() if status == "done"}
+  assert counted == {m.name for m in read.members}
+  settings = summary.settings(summary.summarise(workdir))
+  assert [len(s.rows) for s in settings] == [2, 2]
+
+
+def test_copies_among_results_without_their_pretraining(workdir):
+  shutil.rmtree(workdir / "members")
+  shutil.copytree(workdir / "evals/finetune/wd0.1-seed0", workdir / "evals/finetune/wd0.1-twice")
+  for path in workdir.glob("evals/finetune/wd0.1-twice/*/*.json"):
+    document = json.loads(path.read_text())
+    document["checkpoint"]["member"] = "wd0.1-twice"
+    path.write_text(json.dumps(document))
+  read = study.read(workdir)
+  assert "wd0.1-twice" not in {f.member for f in read.finetuned}
+  assert any("wd0.1-twice (wd0.1-seed0)" in n for n in read.notes)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import shutil
 
 import jax.numpy as jnp
 import programs
@@ -219,3 +220,17 @@ def test_program(tmp_path):
   member(tmp_path, 0.1, 0, [3.0])
   said = programs.run("wd_plasticity.training.summary", f"--workdir={tmp_path}")
   assert "wd0.1-seed0" in said and (tmp_path / "sweep.png").exists()
+
+
+def test_a_copy_of_a_member_is_no_seed(tmp_path):
+  member(tmp_path, 0.1, 0, [3.0, 3.75])
+  original = member(tmp_path, 0.1, 1, [5.0, 3.25])
+  for name in ("copy-one", "another-copy-of-it"):
+    shutil.copytree(original, tmp_path / "members" / name)
+  (tmp_path / "evals" / "finetune" / original.name).mkdir(parents=True)
+  rows, text = show(tmp_path)
+  assert {r["member"]: r["status"] for r in rows if r["status"] != "done"} == dict.fromkeys(
+      ("copy-one", "another-copy-of-it"), f"copy of {original.name}")
+  best, = summary.settings(rows)
+  assert best.loss == pytest.approx(3.5) and len(best.rows) == 2
+  assert "mean of 2 seeds" in text and f"copy-one ({original.name})" in text

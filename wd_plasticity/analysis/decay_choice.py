@@ -9,9 +9,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from wd_plasticity.analysis import two_way
+
 _TAILS = (0.025, 0.975)
-# Standard errors within which a decay may be the best when the cost's lower end is sought.
+# Standard errors within which a decay may be the best.
 _CONTENDS = 1.96
+# Of the spread of true means: its scale in errors, and how many values stand for it.
+_PRIOR, _SPREADS = 8.0, 16
+# By how much the draws' errors are taken as smaller there: few seeds make them too wide on average.
+_NOISE = 0.92
+# Of the lower end of the cost: lower than for the best, because the upper end hardly ever fails.
+_COST_LEVELS = 0.92, 0.975
 
 
 def intervals(draws_BxD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -20,8 +28,76 @@ def intervals(draws_BxD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return low_D, high_D
 
 
+def best_interval(mean_D: np.ndarray, draws_BxD: np.ndarray) -> tuple[float, float]:
+  """95 % interval of the true mean of the decay whose estimate is the largest.
+
+  It was picked for being the largest, so its estimate is on the high side, and the lower end is
+  further away (`_largest_error`). The upper end is that of the decay by itself, which is more than
+  is needed where several contend. With one contender it is that decay's own interval.
+  """
+  noise_BxD = draws_BxD - mean_D
+  best = int(np.argmax(mean_D))
+  # Many that are level are spread widely by chance.
+  low = mean_D[best] - _largest_error(mean_D, noise_BxD, 1.5 * _CONTENDS, (0.95, _TAILS[1]))
+  return float(low), float(mean_D[best] - np.quantile(noise_BxD[:, best], _TAILS[0]))
+
+
+def _largest_error(mean_D: np.ndarray, noise_BxD: np.ndarray, contends: float,
+                   levels: tuple[float, float]) -> float:
+  """What the estimate of the best decay may be too high by, because it was picked.
+
+  A quantile, of the first level, of the largest error among the contenders, the decays within so
+  many standard errors of the best, as if those were tied (moment selection, Andrews and Soares
+  2010, Econometrica 78), and no less than the decay's own quantile of the second level. Of several
+  that are level the one picked is hardly ever too low, so that one side may have all of the 5 %.
+  """
+  best = int(np.argmax(mean_D))
+  # quantiles, because draws with few seeds have no variance
+  scale_D = np.quantile(np.abs(noise_BxD - noise_BxD[:, [best]]), 0.6827, axis=0)
+  contends_D = mean_D[best] - mean_D <= contends * scale_D
+  return max(float(np.quantile(noise_BxD[:, contends_D].max(1), levels[0])),
+             float(np.quantile(noise_BxD[:, best], levels[1])))
+
+
 def probability_best(draws_BxD: np.ndarray) -> np.ndarray:
-  """[D] share of the draws in which each decay is the best; ties are shared."""
+  """[D] probability of each decay to be the best.
+
+  The true means are taken for draws from one normal distribution of unknown mean and spread, so
+  that estimates shrink towards each other by as much as their errors explain their differences:
+  without it the largest of several is called the best too surely. The spread is integrated over,
+  with a wide half-Cauchy prior (Gelman 2006, Bayesian Analysis 1). Its scale and that of the errors
+  were set by simulation (bench/coverage.py), so that of what is said to be p a share p is true.
+  """
+  mean_D = np.median(draws_BxD, axis=0)
+  num_decays = len(mean_D)
+  if num_decays == 1:
+    return np.ones(1)
+  noise_BxD = _NOISE * (draws_BxD - mean_D)
+  noise_BxD = noise_BxD - noise_BxD.mean(1, keepdims=True)  # what all have in common does not tell
+  centred_D = mean_D - mean_D.mean()
+  scale_D = np.quantile(np.abs(noise_BxD), 0.6827, axis=0) / np.sqrt(1 - 1 / num_decays)
+  typical = np.sqrt(np.mean(scale_D**2))
+  if not typical > 0:
+    return _shares(draws_BxD)
+  scale_D = np.maximum(scale_D, 1e-6 * typical)
+  made_D, total = np.zeros(num_decays), 0.0
+  for angle in (np.arange(_SPREADS) + 0.5) / _SPREADS * np.pi / 2:  # equal shares of the prior
+    spread = _PRIOR * typical * np.tan(angle)
+    variance_D = spread**2 + scale_D**2
+    weight_D = 1 / variance_D
+    centre = np.sum(weight_D * centred_D) / weight_D.sum()
+    log_likelihood = 0.5 * (np.sum(np.log(weight_D)) - np.log(weight_D.sum())
+                            - np.sum(weight_D * (centred_D - centre) ** 2))
+    likelihood = np.exp(log_likelihood + (num_decays - 1) * np.log(typical))
+    keep_D = spread**2 / variance_D
+    made_D += likelihood * _shares(centre + keep_D * (centred_D - centre)
+                                   + np.sqrt(keep_D) * noise_BxD)
+    total += likelihood
+  return made_D / total
+
+
+def _shares(draws_BxD: np.ndarray) -> np.ndarray:
+  """[D] share of the draws in which each is the largest; ties are shared."""
   best_BxD = draws_BxD == draws_BxD.max(1, keepdims=True)
   return np.mean(best_BxD / best_BxD.sum(1, keepdims=True), axis=0)
 
@@ -54,23 +130,54 @@ def cost(mean_D: np.ndarray, draws_BxD: np.ndarray, chosen: int) -> tuple[float,
   """How much better the best decay is than the chosen one: value and 95 % interval.
 
   The quantity max_d mu_d - mu_chosen is never negative and its estimate is biased upwards,
-  so percentiles of the draws' maxima do not cover. The lower end subtracts the 97.5 %
-  quantile of the largest error among the contenders, the decays within 1.96 standard errors
-  of the best, as if those were tied (moment selection, Andrews and Soares 2010,
-  Econometrica 78). The upper end is the largest of the decays' own upper ends: one of them
-  is the best, and that one's end covers in 97.5 %. In simulation (bench/coverage.py) it holds
-  the truth in 95 to 97 % of studies, and in 99 % where the chosen decay is the best, because
-  the interval then starts at 0; a lower end of 0 means that it may be. The decay that was chosen
-  is taken as given, not as an estimate itself.
+  so percentiles of the draws' maxima do not cover. The lower end allows for the best having been
+  picked (`_largest_error`). The upper end is the largest of the decays' own upper ends: one of them
+  is the best, and that one's end covers in 97.5 %. A lower end of 0 means that the chosen decay may
+  be the best.
   """
   gain_D = mean_D - mean_D[chosen]
   noise_BxD = (draws_BxD - draws_BxD[:, [chosen]]) - gain_D
-  best = int(np.argmax(gain_D))
-  scale_D = np.quantile(np.abs(noise_BxD - noise_BxD[:, [best]]), 0.6827, axis=0)
-  contends_D = gain_D[best] - gain_D <= _CONTENDS * scale_D
-  low = gain_D[best] - np.quantile(noise_BxD[:, contends_D].max(1), 0.975)
+  value = float(gain_D.max())
+  low = value - _largest_error(gain_D, noise_BxD, _CONTENDS, _COST_LEVELS)
   high = np.max(gain_D - np.quantile(noise_BxD, 0.025, axis=0))
-  return float(gain_D[best]), max(float(low), 0.0), max(float(high), 0.0)
+  return value, max(low, 0.0), max(float(high), 0.0)
+
+
+def is_learnt(scores_DxSxI: np.ndarray, base_DxSxI: np.ndarray | None, chance: float | None,
+              errors_DxS: np.ndarray | None = None) -> bool:
+  """Whether some decay is better than its base model, and some is not at chance.
+
+  By more than the error, at 95 % for the largest difference of all decays. What is not known (None)
+  is not asked for.
+
+  Args:
+    scores_DxSxI, base_DxSxI: after and before fine-tuning, on the same items.
+    chance: the score of guessing.
+    errors_DxS: standard errors of scores with I = 1; those of the base model are taken as large.
+  """
+  if base_DxSxI is not None:
+    errors = None if errors_DxS is None else 2**0.5 * errors_DxS
+    gain, limit = _largest(scores_DxSxI - base_DxSxI, errors, np.asarray)
+    if not gain > limit:
+      return False
+  if chance is not None:
+    gain, limit = _largest(scores_DxSxI - chance, errors_DxS, np.abs)
+    return gain > limit
+  return True
+
+
+def _largest(gain_DxSxI: np.ndarray, errors_DxS: np.ndarray | None, size) -> tuple[float, float]:
+  """The largest mean in its standard errors, and the 95 % quantile of what chance makes of it."""
+  has_D = ~np.isnan(gain_DxSxI).all((1, 2))
+  try:
+    fit = two_way.draws([gain_DxSxI[has_D]], [None if errors_DxS is None else errors_DxS[has_D]],
+                        num_draws=1000)
+  except ValueError:  # no member, or no item that counts for all
+    return np.inf, 0.0
+  noise_BxD = fit.draws_BxD - fit.mean_D
+  scale_D = np.maximum(np.quantile(np.abs(noise_BxD), 0.6827, axis=0), 1e-12)
+  return (float(np.max(size(fit.mean_D) / scale_D)),
+          float(np.quantile(np.max(size(noise_BxD) / scale_D, axis=1), 0.95)))
 
 
 def correlation(x_D: Sequence[float], y_D: Sequence[float]
@@ -111,40 +218,59 @@ def folds(keys: Sequence[str]) -> np.ndarray:
   return fold_I
 
 
-def cross_fit(scores_RxDxSxI: np.ndarray, fold_I: np.ndarray
-              ) -> tuple[np.ndarray, list[list[int]]]:
-  """Scores of every decay at its own best rate, chosen on items it is not judged by.
+def cross_fit(scores_RxDxSxI: np.ndarray, fold_I: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Scores of every decay at its own best rate, chosen on other seeds and other items.
 
-  The best of several rates on the same items looks better than it is. So the rate
-  that is best on one half, by the mean over seeds, gives the scores of the other half.
+  The best of several rates on the same runs and items looks better than it is. So a seed is
+  judged, on one half of the items, at the rate that is best on the other half for the other seeds.
+  Where a decay has one seed only, its own runs choose, and the luck of a run is not corrected.
 
   Args:
-    scores_RxDxSxI: a member that is missing at a rate is all NaN. Rates compete that have
-      the most seeds of their decay.
-    fold_I: 0 or 1; both occur.
+    scores_RxDxSxI: a member that is missing at a rate is all NaN. Rates compete that at least half
+      of the seeds of their decay have.
+    fold_I: 0 or 1; where only one occurs, the same items choose and judge.
 
   Returns:
-    scores_DxSxI, all NaN for members that are missing at a chosen rate, and the indices of
-    the rates chosen, two for each decay (none if it has no member).
+    scores_DxSxI, all NaN for members that are missing at a rate chosen for them, and
+    rates_DxSx2, the index of the rate by which each half is judged, -1 for such members.
   """
   scores_RxDxSxI = np.asarray(scores_RxDxSxI, np.float64)
   _, num_decays, num_seeds, num_items = scores_RxDxSxI.shape
   made_DxSxI = np.full((num_decays, num_seeds, num_items), np.nan)
+  picked_DxSx2 = np.full((num_decays, num_seeds, 2), -1)
   there_RxDxS = ~np.isnan(scores_RxDxSxI).all(-1)
   counts_I = ~np.isnan(scores_RxDxSxI[there_RxDxS]).any(0)
-  chosen: list[list[int]] = []
+  halves = np.unique(fold_I)
+  means_2xRxDxS = []
+  for fold in (0, 1):
+    learn_I = counts_I & (fold_I != fold) if len(halves) > 1 else counts_I
+    total = scores_RxDxSxI[..., learn_I].sum(-1)  # NaN where missing
+    means_2xRxDxS.append(total / max(learn_I.sum(), 1))
   for d in range(num_decays):
-    seeds_R = there_RxDxS[:, d].sum(1)
-    chosen.append([])
-    if not seeds_R.max(initial=0):
-      continue
-    rates = np.flatnonzero(seeds_R == seeds_R.max())
-    for fold in (0, 1):
-      learn_I = counts_I & (fold_I != fold)
-      means = [scores_RxDxSxI[r, d][there_RxDxS[r, d]][:, learn_I].mean() for r in rates]
-      best = int(rates[int(np.argmax(means))])
-      chosen[-1].append(best)
-      made_DxSxI[d][:, fold_I == fold] = scores_RxDxSxI[best, d][:, fold_I == fold]
-    present_S = np.all([there_RxDxS[r, d] for r in chosen[-1]], axis=0)
-    made_DxSxI[d, ~present_S] = np.nan
-  return made_DxSxI, chosen
+    count_R = there_RxDxS[:, d].sum(1)
+    rates = np.flatnonzero((count_R > 0) & (2 * count_R >= there_RxDxS[:, d].any(0).sum()))
+    seeds = np.flatnonzero(there_RxDxS[rates, d].any(0)) if len(rates) else []
+    for s in seeds:
+      others = [o for o in seeds if o != s] or [s]
+      for fold in (0, 1):
+        known = [r for r in rates if there_RxDxS[r, d, others].any()]
+        mean_R = _additive_means(means_2xRxDxS[fold][known, d][:, others])
+        picked_DxSx2[d, s, fold] = known[int(np.argmax(mean_R))]
+      if not all(there_RxDxS[r, d, s] for r in picked_DxSx2[d, s]):
+        picked_DxSx2[d, s] = -1
+        continue
+      for fold in (0, 1):
+        here_I = fold_I == fold
+        made_DxSxI[d, s, here_I] = scores_RxDxSxI[picked_DxSx2[d, s, fold], d, s, here_I]
+  return made_DxSxI, picked_DxSx2
+
+
+def _additive_means(x_RxS: np.ndarray) -> np.ndarray:
+  """[R] means over the seeds; where some are missing, of the additive model of rate and seed."""
+  missing_RxS = np.isnan(x_RxS)
+  if not missing_RxS.any():
+    return x_RxS.mean(1)
+  rate_C, seed_C = np.nonzero(~missing_RxS)
+  design = np.concatenate([rate_C[:, None] == np.arange(x_RxS.shape[0]),
+                           seed_C[:, None] == np.arange(x_RxS.shape[1])], 1).astype(np.float64)
+  return np.linalg.lstsq(design, x_RxS[rate_C, seed_C], rcond=None)[0][:x_RxS.shape[0]]

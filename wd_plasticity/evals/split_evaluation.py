@@ -212,4 +212,19 @@ class SplitEvaluation:
     ungraded = sum(not p.answer for p in self.problems) if self.generates else 0
     return {"problems": len(self.problems), "prompts_cut": self.prompts_cut,
             "too_long": self.too_long, **({"problems_ungraded": ungraded} if ungraded else {}),
-            **sample_metrics.means(self.scores(records))}
+            "chance": chance(self.problems), **sample_metrics.means(self.scores(records))}
+
+
+def chance(problems: Sequence[Problem]) -> float | None:
+  """Share of the problems that is solved without reading them; None where there are no options.
+
+  By guessing among each problem's options, or, where all problems have the same, by always naming
+  the one that is right most often.
+  """
+  known = [p for p in problems if p.options and p.gold >= 0]
+  if not known or len(known) < len(problems):
+    return None
+  guessed = float(np.mean([1 / len(p.options) for p in known]))
+  if len({tuple(p.options) for p in known}) > 1:
+    return guessed
+  return max(guessed, float(np.bincount([p.gold for p in known]).max() / len(known)))

@@ -7,7 +7,8 @@ from wd_plasticity.analysis import two_way
 from wd_plasticity.report.comparison import Comparison, Evidence
 from wd_plasticity.report.items import enumerate_some
 from wd_plasticity.report.scores import Group
-from wd_plasticity.report.wording import enumerate_all, gap, plural, rounded
+from wd_plasticity.report.wording import gap, rounded
+from wd_plasticity.report.words import enumerate_all, plural
 
 _MOST_TIMES = 1000
 
@@ -29,22 +30,29 @@ def write(group: Group, loss: Evidence | None, head: Evidence | None,
 
 
 def _seeds(head: Evidence) -> str:
-  seeds_D = head.fit.seeds_D
+  c, seeds = head.comparison, [e.seeds for e in head.comparison.estimates]
   if len(head.decays) < 2:
     return ""
-  if max(seeds_D) == 1:
-    return ("There is one seed of every weight decay: the intervals and probabilities tell what "
-            "other test problems would change, not what other seeds would; pretrain with at least "
-            "three seeds.")
+  if not c.has_seeds:
+    return ("There is one seed of every weight decay: intervals tell what other test "
+            f"problems {'and fine-tuning seeds ' if c.runs > 1 else ''}would change, not what "
+            "other pretraining seeds would; pretrain with at least three seeds.")
   text = ""
-  if min(seeds_D) < 3:
-    fewest = "one seed" if min(seeds_D) == 1 else "two seeds"
+  if min(seeds) < 3:
+    fewest = "one seed" if min(seeds) == 1 else "two seeds"
     text = (f"Some or all decays have {fewest} only, so that little is known of how much seeds "
             "differ and intervals are wide; three or more make them much shorter.")
+    if c.rate == "best":
+      text += (" A learning rate that is chosen on one other seed may miss the best one, so that "
+               "a decay may reach more than is said.")
   if head.fit.shared is None:
     text += (" " if text else "") + (
-        "Not every decay has the same seeds, so seeds are taken as independent between decays, "
+        "Decays share too few seeds, so seeds are taken as independent between decays, "
         "which makes the intervals of differences too wide rather than too narrow.")
+  elif min(seeds) < max(seeds):
+    text += (" " if text else "") + (
+        "Not every decay has the same seeds: differences are paired by those that decays share, "
+        "and the others are taken as independent between decays.")
   return text
 
 
@@ -77,7 +85,7 @@ def _rates(head: Evidence, group: Group) -> str:
   if len(rates) == 2 and c.rate == "best":
     return (f"Only two fine-tuning rates were tried, {rates[0]:g} and {rates[1]:g}, so that the "
             "best one of a decay may lie between or beyond them; sweep more.")
-  if c.rate != "best":
+  if c.rate != "best" and (c.task or len(rates) > 1) and c.rate:
     return ("Not every decay has results at several fine-tuning rates, so none could be given its "
             "own best rate; finish the sweep of the finetune program.")
   high = [d for d, chosen in c.rates.items() if rates[-1] in chosen]
@@ -111,7 +119,7 @@ def _more_needed(head: Evidence) -> str:
   ways = []
   if 1 < items <= _MOST_TIMES and head.fit.items > 1:
     ways.append(f"{rounded(items)} times as many test problems")
-  if head.fit.own is not None and 1 < seeds <= _MOST_TIMES:
+  if c.has_seeds and 1 < seeds <= _MOST_TIMES:
     count = math.ceil(seeds * max(head.fit.seeds_D))
     ways.append(f"{count if count < 100 else rounded(count)} seeds of every decay")
   if not ways and both > 1:
@@ -124,7 +132,7 @@ def _more_needed(head: Evidence) -> str:
 def _averaged(head: Evidence, evidence: Sequence[Evidence]) -> str:
   """Tasks whose own best decay is not among the best of the average."""
   c = head.comparison
-  if c.task or c.ties:
+  if c.task or c.ties or not c.has_seeds:
     return ""
   other = [e.comparison.title for e in evidence
            if e.comparison.task and e.comparison.rate == c.rate and e.fit.known
@@ -146,15 +154,16 @@ def _left_out(group: Group, head: Evidence | None) -> list[str]:
   if waiting and head is not None:
     found.append(f"Pretrained but not fine-tuned yet: {enumerate_some(waiting)}.")
   if head is not None:
-    used = {(d, int(n)) for d, n in zip(head.decays, head.fit.seeds_D, strict=True)}
+    used = {(e.weight_decay, e.seeds) for e in head.comparison.estimates}
     have = {d: len({f.seed for f in group.finetuned if f.weight_decay == d})
-            for d in group.decays}
+            for d in head.decays}
     partly = sum(have.values()) - sum(n for _, n in used)
     if partly > 0:
       found.append(f"{plural(partly, 'member')} without all of the results that are compared "
-                   f"{'is' if partly == 1 else 'are'} left out there; finish the fine-tuning.")
+                   f"{'is' if partly == 1 else 'are'} left out of the answer; finish the "
+                   "fine-tuning.")
   if group.ruined:
-    names = list(dict.fromkeys(f"{f.member} on {f.title}" + (f" at {f.rate}" if f.rate else "")
+    names = list(dict.fromkeys(f"{f.member} on {f.title}" + (f" at {f.point}" if f.point else "")
                                for f in group.ruined))
     found.append("Fine-tuning was not finite and counts with the scores of the step before: "
                  f"{enumerate_some(names)}.")
@@ -165,6 +174,6 @@ def _left_out(group: Group, head: Evidence | None) -> list[str]:
   if missing:
     has = "has" if len(missing) == 1 else "have"
     found.append(f"{plural(len(missing), 'result')} of fine-tuning {has} no scores per problem; "
-                 "their errors are taken as independent, which makes intervals of differences too "
-                 "wide.")
+                 "so decays cannot be compared problem by problem, and intervals, of differences "
+                 "above all, are too wide.")
   return found

@@ -87,10 +87,19 @@ def by_decay(items: Iterable) -> dict[float, list]:
   return dict(sorted(found.items()))
 
 
+def by_member(items: Iterable) -> dict[str, list]:
+  """Items by their member: fine-tunings of one member with several seeds are no more seeds."""
+  found: dict[str, list] = {}
+  for item in items:
+    found.setdefault(item.member if hasattr(item, "member") else item.name, []).append(item)
+  return found
+
+
 def decay_series(items: Iterable, value: Callable, name: str,
                  **fields) -> Series | None:
   """Mean and interval over seeds of `value(item)` against weight decay; None of nothing."""
-  of = {decay: [v for v in map(value, same) if v is not None]
+  of = {decay: [v for v in (mean(map(value, runs)) for runs in by_member(same).values())
+                if v is not None]
         for decay, same in by_decay(items).items()}
   of = {decay: values for decay, values in of.items() if values}
   ends = intervals(list(of.values()))
@@ -129,9 +138,11 @@ def controls(study: Study, *names: str) -> tuple[str, ...]:
   return (("setting",) if len(groups(study)) > 1 else ()) + names
 
 
-def select(items: Iterable, group: str, *, last: bool = False) -> list:
-  """Those of a group, of the last steps alone if wanted."""
-  return [i for i in items if i.group == group and (not last or i.last)]
+def select(items: Iterable, group: str, *, last: bool = False,
+           setting: str | None = None) -> list:
+  """Those of a group, of the last steps alone if wanted, or of one setting of the fine-tuning."""
+  return [i for i in items if i.group == group and (not last or i.last)
+          and (setting is None or i.setting == setting)]
 
 
 def finished(study: Study, group: str) -> list[Member]:
@@ -141,8 +152,8 @@ def finished(study: Study, group: str) -> list[Member]:
 
 
 def rates(items: Iterable[Finetuned]) -> list[str]:
-  """Points of the fine-tuning's sweep, by learning rate."""
-  found = {f.rate: f.learning_rate for f in items}
+  """Points of the fine-tuning's sweep, its seeds apart, by learning rate."""
+  found = {f.point: f.learning_rate for f in items}
   return sorted(found, key=lambda r: (found[r], r))
 
 
@@ -150,8 +161,8 @@ def rate_name(rate: str, items: Iterable[Finetuned] = ()) -> str:
   """In a control: 'learning rate 0.001' where points differ in it alone, else the name."""
   if rate == "best":
     return "each at its best rate"
-  found = {f.learning_rate for f in items if f.rate == rate} if rate else set()
-  every = {(f.rate, f.learning_rate) for f in items}
+  found = {f.learning_rate for f in items if f.point == rate} if rate else set()
+  every = {(f.point, f.learning_rate) for f in items}
   if len(found) == 1 and len({r for _, r in every}) == len(every):
     return f"learning rate {found.pop():g}"
   return rate

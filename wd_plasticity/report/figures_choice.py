@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from wd_plasticity.report import figure_parts as parts
+from wd_plasticity.report import scores as scores_lib
 from wd_plasticity.report.figure import POINTS, REFERENCE, Figure, Series, View
 from wd_plasticity.report.study import Finetuned, Study
+from wd_plasticity.report.wording import rate as rate_words
 
 if TYPE_CHECKING:
   from wd_plasticity.report.answer import Answer, Comparison, Interval
@@ -22,7 +24,7 @@ def accuracy_by_decay(study: Study, answers: Sequence[Answer]) -> Figure:
   """The measure after fine-tuning of every task and rate, beside the base model."""
   views = []
   for answer in answers:
-    last = parts.select(study.finetuned, answer.group, last=True)
+    last = parts.select(study.finetuned, answer.group, last=True, setting=answer.setting)
     for c in answer.comparisons:
       factor = _scale(last, c)
       x = [e.weight_decay for e in c.estimates]
@@ -30,16 +32,17 @@ def accuracy_by_decay(study: Study, answers: Sequence[Answer]) -> Figure:
           "fine-tuned", x, parts.scaled([e.value for e in c.estimates], factor),
           low=parts.scaled([e.low for e in c.estimates], factor),
           high=parts.scaled([e.high for e in c.estimates], factor),
-          labels=[f"{parts.count(e.seeds, 'seed')}, {e.items:,} problems" for e in c.estimates])]
+          labels=[parts.count(e.seeds, "seed") + (f", {e.items:,} problems" if e.items else "")
+                  for e in c.estimates])]
       base = _base(last, c)
-      views.append(View(_choice(study, answer, c), [*made, *base],
+      views.append(View(_choice(study, answers, answer, c), [*made, *base],
                         _label(last, c), len(views) < parts.PANELS and _is_first_rate(answer, c)))
   bars = any(s.low for v in views for s in v.series)
   return Figure(
       "accuracy_by_decay", CHOICE, "After fine-tuning, by weight decay of the pretraining",
       parts.join(
           f"Score on the tests of the tasks after fine-tuning, over {_seeds(study)}.",
-          "Bars are 95 % intervals over seeds and problems." if bars else
+          "Bars are 95 % intervals over seeds and problems, of each decay by itself." if bars else
           "There is no interval: that takes two seeds and the scores of each problem.",
           "Dashed: the same models before fine-tuning, options compared by their likelihood.",
           _best_rate_words(study)),
@@ -55,14 +58,15 @@ def probability_best(study: Study, answers: Sequence[Answer]) -> Figure:
       known = [e for e in c.estimates if e.best is not None]
       if known:
         views.append(View(
-            _choice(study, answer, c),
+            _choice(study, answers, answer, c),
             [parts.series("best", [e.weight_decay for e in known],
                           parts.scaled([e.best for e in known], 100.0))],
             "probability (%)", len(views) < parts.PANELS and _is_first_rate(answer, c)))
     known = [e for e in answer.loss.estimates if e.best is not None] if answer.loss else []
     if known and any(v.choice.get("task") for v in views):
-      choice = parts.with_setting(study, answer.group, {"task": "pretraining loss"})
-      for rate in _rate_names(study, answers):
+      choice = parts.with_setting(study, answer.group, {
+          "task": "pretraining loss", **_tuned(answer, answers)})
+      for rate in _rate_names(answers):
         views.append(View(
             choice | rate, [parts.series("best", [e.weight_decay for e in known],
                                          parts.scaled([e.best for e in known], 100.0))],
@@ -116,13 +120,13 @@ def loss_and_accuracy(study: Study, answers: Sequence[Answer]) -> Figure:
   for answer in answers:
     losses = {(m.weight_decay, m.seed): (m.name, m.validation_loss)
               for m in parts.finished(study, answer.group)}
-    last = parts.select(study.finetuned, answer.group, last=True)
+    last = parts.select(study.finetuned, answer.group, last=True, setting=answer.setting)
     for c in answer.comparisons:
       factor = _scale(last, c)
       points = _points([(*losses[decay, seed], decay, factor * value)
                         for decay, seed, value in c.members if (decay, seed) in losses])
       if points:
-        views.append(View(_choice(study, answer, c), points, _label(last, c),
+        views.append(View(_choice(study, answers, answer, c), points, _label(last, c),
                           not views or len(views) < parts.PANELS and _is_first_rate(answer, c)))
   with_r = [(a, c) for a in answers for c in a.comparisons if c.correlation is not None]
   words = ""
@@ -152,15 +156,22 @@ def _of_task(items: Sequence[Finetuned], c: Comparison) -> list[Finetuned]:
 
 
 def _base(last: Sequence[Finetuned], c: Comparison) -> list[Series]:
-  """The base model's score by decay: mean over seeds, and over tasks for an average."""
+  """The base model's score by decay: mean over seeds, and over tasks for an average.
+
+  Splits of a task count by their problems; decays without one of the tasks have none.
+  """
+  wanted = {task for task, _ in c.tasks}
   x, y = [], []
-  items = [f for f in _of_task(last, c) if c.rate in ("best", f.rate)]
+  items = [f for f in _of_task(last, c)
+           if c.rate in ("best", "", scores_lib.rate_name(f.learning_rate))]
   for decay, same in parts.by_decay(items).items():
-    tasks: dict[str, list] = {}
+    tasks: dict[str, list[tuple[float, int]]] = {}
     for f in same:
-      tasks.setdefault(f.task, []).append(parts.value(f, "before", f.measure))
-    means = [parts.mean(v) for v in tasks.values()]
-    if means and None not in means:
+      value = parts.value(f, "before", f.measure)
+      if value is not None:
+        tasks.setdefault(f.task, []).append((value, f.before[f.measure].get("n") or 1))
+    means = [sum(v * n for v, n in pairs) / sum(n for _, n in pairs) for pairs in tasks.values()]
+    if means and set(tasks) == wanted:
       x.append(decay)
       y.append(_scale(last, c) * statistics.fmean(means))
   return [parts.series("base model", x, y, style=REFERENCE)] if x else []
@@ -183,21 +194,33 @@ def _points(of: Sequence[tuple[str, float, float, float]]) -> list[Series]:
   return made
 
 
-def _choice(study: Study, answer: Answer, c: Comparison) -> dict[str, str]:
-  choice = {"task": c.title}
-  if any(o.rate for o in answer.comparisons):
-    choice["rate"] = parts.rate_name(c.rate, parts.select(study.finetuned, answer.group))
+def _choice(study: Study, answers: Sequence[Answer], answer: Answer, c: Comparison
+            ) -> dict[str, str]:
+  choice = {"task": c.title, **_tuned(answer, answers)}
+  if any(o.rate for a in answers for o in a.comparisons):
+    choice["rate"] = _rate_label(c.rate)
   return parts.with_setting(study, answer.group, choice)
 
 
-def _rate_names(study: Study, answers: Sequence[Answer]) -> list[dict[str, str]]:
+def _tuned(answer: Answer, answers: Sequence[Answer]) -> dict[str, str]:
+  """Which setting of the fine-tuning, where there are several."""
+  return {"fine-tuning": answer.setting or "default"} if any(a.setting for a in answers) else {}
+
+
+def _rate_label(rate: str) -> str:
+  return {"best": "each at its best rate", "": "the only learning rate"}.get(rate, rate_words(rate))
+
+
+def _rate_names(answers: Sequence[Answer]) -> list[dict[str, str]]:
   rates = dict.fromkeys(c.rate for a in answers for c in a.comparisons)
-  return [{"rate": parts.rate_name(r, study.finetuned)} if r else {} for r in rates]
+  return [{"rate": _rate_label(r)} for r in rates] if any(rates) else [{}]
 
 
 def _controls(study: Study, answers: Sequence[Answer]) -> tuple[str, ...]:
   has_rates = any(c.rate for a in answers for c in a.comparisons)
-  return parts.controls(study, "task", *(("rate",) if has_rates else ()))
+  has_settings = any(a.setting for a in answers)
+  return parts.controls(study, "task", *(("fine-tuning",) if has_settings else ()),
+                        *(("rate",) if has_rates else ()))
 
 
 def _is_first_rate(answer: Answer, c: Comparison) -> bool:
@@ -229,4 +252,4 @@ def _best_rate_words(study: Study) -> str:
   if len(parts.rates(study.finetuned)) < 2:
     return ""
   return ("Where it says best rate, every weight decay is at the learning rate that suits it, "
-          "chosen per task.")
+          "chosen per task on other seeds and problems.")

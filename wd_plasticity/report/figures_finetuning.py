@@ -24,9 +24,9 @@ def before_and_after(study: Study) -> Figure:
         measure = items[0].measure if shown == "score" else "response_loss"
         factor = parts.scale([measure])
         known = [f for f in items if measure in f.after and measure in f.before]
-        base = [f for f in known if f.rate == parts.rates(known)[0]] if known else []
+        base = [f for f in known if f.point == parts.rates(known)[0]] if known else []
         made = [_stage(base, "before", measure, factor, "base model", REFERENCE)] + [
-            _stage([f for f in known if f.rate == rate], "after", measure, factor,
+            _stage([f for f in known if f.point == rate], "after", measure, factor,
                    parts.rate_name(rate, known) or "fine-tuned", LINE)
             for rate in parts.rates(known)]
         made = [s for s in made if s is not None]
@@ -52,14 +52,15 @@ def forgetting(study: Study) -> Figure:
             if f.forgetting and f.forgetting.get("value") is not None]
     several = len(parts.rates(last)) > 1
     for rate in parts.rates(last):
-      here = [f for f in last if f.rate == rate]
+      here = [f for f in last if f.point == rate]
       titles = parts.tasks(here)
-      wanted = ([("average", here)] if len({f.task for f in here}) > 1 else []) + [
+      common = _common_tasks(here)
+      wanted = ([("average", here)] if len(common) > 1 else []) + [
           (t, [f for f in here if (f.task, f.split) == k]) for k, t in titles.items()]
       for title, items in wanted:
         if title == "average":
-          name = f"average of {len({f.task for f in here})} tasks"
-          line = _mean_over_tasks(items)
+          name = f"average of {len(common)} tasks"
+          line = _mean_over_tasks(items, common)
         else:
           name = title
           line = parts.decay_series(items, lambda f: f.forgetting["value"], "forgetting")
@@ -83,26 +84,31 @@ def forgetting(study: Study) -> Figure:
 def rate_by_decay(study: Study) -> Figure:
   """Score by learning rate of the fine-tuning, a line per weight decay."""
   views = []
+  several = any(f.setting for f in study.finetuned)
   for group in parts.groups(study):
     last = parts.select(study.finetuned, group, last=True)
-    if len({f.learning_rate for f in last}) < 2:
-      continue
-    for key, title in parts.tasks(last).items():
-      items = [f for f in last if (f.task, f.split) == key]
-      factor = parts.scale([items[0].measure])
-      by_rate = {r: parts.decay_series(
-          [f for f in items if f.learning_rate == r],
-          lambda f: parts.value(f, "after", f.measure), "") for r in sorted(
-              {f.learning_rate for f in items})}
-      lines = [_over_rates(by_rate, decay, factor) for decay in parts.by_decay(items)]
-      views.append(View(parts.with_setting(study, group, {"task": title}), lines,
-                        parts.y_label([items[0].measure]), len(views) < parts.PANELS))
+    for setting in sorted({f.setting for f in last}):
+      here = [f for f in last if f.setting == setting]
+      if len({f.learning_rate for f in here}) < 2:
+        continue
+      tuned = {"fine-tuning": setting or "default"} if several else {}
+      for key, title in parts.tasks(here).items():
+        items = [f for f in here if (f.task, f.split) == key]
+        factor = parts.scale([items[0].measure])
+        by_rate = {r: parts.decay_series(
+            [f for f in items if f.learning_rate == r],
+            lambda f: parts.value(f, "after", f.measure), "") for r in sorted(
+                {f.learning_rate for f in items})}
+        lines = [_over_rates(by_rate, decay, factor) for decay in parts.by_decay(items)]
+        views.append(View(parts.with_setting(study, group, {"task": title, **tuned}), lines,
+                          parts.y_label([items[0].measure]), len(views) < parts.PANELS))
   return Figure(
       "rate_by_decay", FINETUNING, "Which learning rate does each weight decay want?",
       f"Score after fine-tuning by its peak learning rate, a line per weight decay, mean over "
       f"{_seeds(study)}; bars are 95 % intervals over "
       "seeds, with one spread for all weight decays.",
-      "learning rate of the fine-tuning", views, "log", controls=parts.controls(study, "task"),
+      "learning rate of the fine-tuning", views, "log",
+      controls=parts.controls(study, "task", *(("fine-tuning",) if several else ())),
       missing="" if views else (
           "There is one learning rate of fine-tuning only. Run: "
           + parts.command(study, "finetune").replace("configs/finetune.py",
@@ -120,7 +126,7 @@ def finetuning_curves(study: Study) -> Figure:
       for rate in parts.rates(of_task):
         choice = {"task": title} | ({"rate": parts.rate_name(rate, last)} if several else {})
         wanted.append((parts.with_setting(study, group, choice), rate == parts.rates(of_task)[0],
-                       [f for f in of_task if f.rate == rate]))
+                       [f for f in of_task if f.point == rate]))
   lines = sum(len(parts.by_decay(items)) for _, _, items in wanted)
   most = max(20, min(parts.POINTS_OF_A_LINE, _ALL_CURVES // (2 * max(1, lines))))
   views: list[View] = []
@@ -175,14 +181,17 @@ def _stage(items: Sequence[Finetuned], stage: str, measure: str, factor: float, 
                       high=shifted(1), style=style)
 
 
-def _mean_over_tasks(items: Sequence[Finetuned]) -> Series:
-  """Forgetting by decay, mean over the tasks of each seed, interval over seeds."""
-  by_member: dict[str, list[Finetuned]] = {}
-  for f in items:
-    by_member.setdefault(f.member, []).append(f)
-  means = {name: statistics.fmean(f.forgetting["value"] for f in same)
-           for name, same in by_member.items()}
-  return parts.decay_series([same[0] for same in by_member.values()],
+def _common_tasks(items: Sequence[Finetuned]) -> set[str]:
+  """Tasks that all members have."""
+  return set.intersection(*({f.task for f in same} for same in parts.by_member(items).values()))
+
+
+def _mean_over_tasks(items: Sequence[Finetuned], tasks: set[str]) -> Series:
+  """Forgetting by decay, mean over the same tasks of each seed, interval over seeds."""
+  means = {name: statistics.fmean(
+      parts.mean(f.forgetting["value"] for f in same if f.task == task) for task in tasks)
+      for name, same in parts.by_member(items).items()}
+  return parts.decay_series([same[0] for same in parts.by_member(items).values()],
                             lambda f: means[f.member], "forgetting")
 
 

@@ -120,11 +120,16 @@ def _of_one_kind(items: Sequence[Item], program: str, notes: Notes) -> list[Item
 
   A sweep of the program's own may differ in the fields that it sweeps.
   """
-  by_task: dict[str, dict[str, list[Item]]] = {}
+  of_task: dict[str, list[Item]] = {}
   for item in items:
     task = item.document["values"].get("task", item.document.get("item"))
-    kinds = by_task.setdefault(str(task), {})
-    kinds.setdefault(_shared_settings(item.document.get("settings")), []).append(item)
+    of_task.setdefault(str(task), []).append(item)
+  by_task: dict[str, dict[str, list[Item]]] = {}
+  for task, same in of_task.items():
+    swept = swept_fields(same)
+    for item in same:
+      kinds = by_task.setdefault(task, {})
+      kinds.setdefault(_shared_settings(item.document.get("settings"), swept), []).append(item)
   kept = []
   for task, kinds in by_task.items():
     newest = max(kinds.values(), key=lambda same: max(i.path.stat().st_mtime_ns for i in same))
@@ -136,13 +141,21 @@ def _of_one_kind(items: Sequence[Item], program: str, notes: Notes) -> list[Item
   return sorted(kept, key=lambda i: i.path)
 
 
-def _shared_settings(settings: object) -> str:
+def swept_fields(items: Sequence[Item]) -> set[str]:
+  """Dotted fields that some point of the program's own sweep sets."""
+  found: set[str] = set()
+  for item in items:
+    settings = item.document.get("settings")
+    overrides = settings.get("overrides") if isinstance(settings, dict) else None
+    found |= set(overrides) if isinstance(overrides, dict) else set()
+  return found
+
+
+def _shared_settings(settings: object, swept: set[str]) -> str:
   if not isinstance(settings, dict):
     return ""
-  overrides = settings.get("overrides")
-  swept = {"point", "overrides", *(overrides if isinstance(overrides, dict) else ())}
   flat = {k: v for k, v in flatten(settings).items()
-          if k not in swept and not k.startswith("overrides.")}
+          if k not in swept and k != "point" and not k.startswith("overrides")}
   return json.dumps(flat, sort_keys=True)
 
 

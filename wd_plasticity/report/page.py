@@ -106,9 +106,10 @@ def _answer_entry(answer: Answer) -> dict[str, Any]:
     caption.append(f"after fine-tuning: {after.title}, {after.measure} in {unit}")
   decays = sorted({e.weight_decay for c in columns for e in c.estimates})
   level = {columns[-1].best, *columns[-1].ties} if columns else set()
-  shaded = "Shaded: the best mean of the last measure, and what cannot be told from it."
+  shaded = ("Intervals are of each decay by itself. Shaded: the best mean of the last measure, and "
+            "what cannot be told from it.")
   return {
-      "group": answer.group, "sentences": answer.sentences, "cautions": answer.cautions,
+      "group": answer.name, "sentences": answer.sentences, "cautions": answer.cautions,
       "heads": heads, "caption": f"{'; '.join(caption).capitalize()}. {shaded}",
       "rows": [{"decay": f"{d:g}", "best": d in level,
                 "cells": [cell for c in columns for cell in _cells(c, d)]}

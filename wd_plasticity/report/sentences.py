@@ -5,37 +5,32 @@ from collections.abc import Sequence
 from wd_plasticity.report import cautions
 from wd_plasticity.report.comparison import Comparison, Evidence
 from wd_plasticity.report.scores import Group, is_loss
-from wd_plasticity.report.wording import enumerate_all, gap, level, number, rate, where
+from wd_plasticity.report.wording import gap, level, number, rate, where
+from wd_plasticity.report.words import enumerate_all
 
 _MOST_RATES = 4
 
 
-def write(group: Group, loss: Evidence | None, evidence: Sequence[Evidence]
-          ) -> tuple[list[str], list[str]]:
+def write(group: Group, loss: Evidence | None, evidence: Sequence[Evidence],
+          head: Evidence | None, is_learnt: bool = True) -> tuple[list[str], list[str]]:
   """Findings, of which the first answers the mission's question, and cautions.
 
   Args:
+    group: whose results they are.
     loss: of the pretraining.
-    evidence: of the fine-tuned models, the one to answer by first.
+    evidence: of the fine-tuned models.
+    head: the evidence to answer by.
+    is_learnt: whether some task of it was learnt.
   """
-  head = headline(evidence)
   of_loss = loss.comparison if loss else None
-  found = _choice(head, of_loss)
+  found = _choice(head, of_loss, is_learnt)
   if of_loss and len(of_loss.estimates) > 1:
     found.append(_loss(of_loss))
-  if head and len(head.decays) > 1:
+  if head and len(head.decays) > 1 and is_learnt:
     if of_loss:
       found += [_apart(head.comparison, of_loss), _cost(head.comparison), _correlation(head)]
     found += _rates(head, evidence, of_loss)
   return [s for s in found if s], cautions.write(group, loss, head, evidence)
-
-
-def headline(evidence: Sequence[Evidence]) -> Evidence | None:
-  """The evidence to answer by: an average if it compares, else what has the most decays."""
-  accuracies = [e for e in evidence if not is_loss(e.comparison.measure)] or list(evidence)
-  def rank(e: Evidence):
-    return not e.comparison.task and len(e.decays) > 1, len(e.decays)
-  return max(accuracies, key=rank, default=None)
 
 
 def _loss_best(head: Comparison, loss: Comparison | None) -> float | None:
@@ -44,7 +39,7 @@ def _loss_best(head: Comparison, loss: Comparison | None) -> float | None:
   return min(known, key=lambda e: e.value).weight_decay if known else None
 
 
-def _choice(head: Evidence | None, loss: Comparison | None) -> list[str]:
+def _choice(head: Evidence | None, loss: Comparison | None, is_learnt: bool) -> list[str]:
   """The answer in a short sentence, then what it rests on."""
   if head is None:
     return ["Which weight decay is best after fine-tuning is not known yet: there are no results "
@@ -52,15 +47,20 @@ def _choice(head: Evidence | None, loss: Comparison | None) -> list[str]:
   c = head.comparison
   best = c.at(c.best)
   reached = f"{number(best.value, c.measure)} {where(c)}"
+  if not is_learnt:
+    return ["No weight decay can be called the best after fine-tuning, because nothing was learnt: "
+            "by more than the error no decay is better than its base model, or none is away from "
+            f"chance, on {enumerate_all(c.parts)}; fine-tune for longer, at another learning rate, "
+            "or on easier tasks."]
   if len(head.decays) == 1:
     return [f"There is nothing to compare: only weight decay {c.best:g} was fine-tuned.",
             f"It reaches {reached}."]
+  no_best = "No weight decay can be called the best after fine-tuning"
   if not head.fit.known:
-    return ["No weight decay can be called the best after fine-tuning, because nothing tells the "
-            "error of this study.", f"The best value is that of {c.best:g}: {reached}."]
-  reached += (f" (95 % interval {number(best.low, c.measure, unit=False)} to "
-              f"{number(best.high, c.measure, unit=False)}, probability of being the best "
-              f"{_probability(best.best)})")
+    return [f"{no_best}, because nothing tells the error of this study.",
+            f"The best value is that of {c.best:g}: {reached}."]
+  interval = (f"{number(c.best_interval.low, c.measure, unit=False)} to "
+              f"{number(c.best_interval.high, c.measure, unit=False)}")
   chosen = _loss_best(c, loss)
   if chosen == c.best:
     beside = " It is also the best for pretraining loss."
@@ -69,15 +69,34 @@ def _choice(head: Evidence | None, loss: Comparison | None) -> list[str]:
               f"{number(c.at(chosen).value, c.measure)}.")
   else:
     beside = ""
+  of = _rests_on(c)
+  if not c.has_seeds:
+    return [f"{no_best}, because there is one pretraining seed of every decay, and another seed "
+            "may turn the order.",
+            f"The best value is that of {c.best:g}: {reached} (95 % interval {interval} for other "
+            f"test problems{' and fine-tuning seeds' if c.runs > 1 else ''}, not for other "
+            f"pretraining seeds).{beside}{of}"]
+  told = (f"{reached}, the largest of {len(head.decays)} and so on the high side (95 % interval, "
+          f"which allows for that, {interval}; probability of being the best "
+          f"{_probability(best.best)})")
   if not c.ties:
     return [f"Pretrain with weight decay {c.best:g} if the model will be fine-tuned.",
-            f"It reaches {reached}.{beside}"]
+            f"It reaches {told}.{beside}{of}"]
   together = sorted([c.best, *c.ties])
   worse = [d for d in head.decays if d not in together]
   below = f" Worse than the best: {enumerate_all(worse)}." if worse else ""
-  return [f"No weight decay can be called the best after fine-tuning: {level(together)} within the "
-          "error of this study.",
-          f"The best mean is that of {c.best:g}: {reached}.{below}{beside}"]
+  return [f"{no_best}: {level(together)} within the error of this study.",
+          f"The best mean is that of {c.best:g}: {told}.{below}{beside}{of}"]
+
+
+def _rests_on(c: Comparison) -> str:
+  """Which tasks and splits are in the number to answer by."""
+  if not c.parts:
+    return ""
+  if c.task:
+    return f" The answer is by {c.parts[0]} alone."
+  return (f" The average is over {enumerate_all(c.parts)}; tasks count the same, and the splits "
+          "of a task by their problems.")
 
 
 def _probability(p: float) -> str:
@@ -87,15 +106,15 @@ def _probability(p: float) -> str:
 def _loss(loss: Comparison) -> str:
   best = loss.at(loss.best)
   text = f"For pretraining alone the best is {loss.best:g}: validation loss {best.value:.4f}"
-  if best.low is not None:
-    text += f" nats per token (95 % interval {best.low:.4f} to {best.high:.4f})"
-  else:
-    text += " nats per token"
+  text += " nats per token"
+  if not loss.has_seeds:
+    return text + ", of one seed, so that another may turn the order."
+  if loss.best_interval is not None:
+    text += (f" (95 % interval {loss.best_interval.low:.4f} to {loss.best_interval.high:.4f}, "
+             "which allows for its having been picked)")
   if loss.ties:
     return text + f"; {enumerate_all(loss.ties)} cannot be told from it."
-  if best.low is not None:
-    return text + "; all others are worse."
-  return text + "."
+  return text + ("; all others are worse." if loss.best_interval is not None else ".")
 
 
 def _apart(c: Comparison, loss: Comparison) -> str:
@@ -123,6 +142,9 @@ def _cost(c: Comparison) -> str:
   if c.gain.low is None:
     return (f"Choosing by pretraining loss alone costs {gap(c.gain.value, c.measure)}; the error "
             "of this is not known.")
+  if not c.has_seeds:
+    return ("By these seeds choosing by pretraining loss alone costs "
+            f"{gap(c.gain.value, c.measure)}; what other seeds would say is not known.")
   if c.gain.value == 0:
     if c.gain.high == 0:
       return "Choosing by pretraining loss alone costs nothing."
@@ -155,7 +177,7 @@ def _rates(head: Evidence, evidence: Sequence[Evidence], loss: Comparison | None
   """Each decay at its own best rate against one rate for all."""
   c = head.comparison
   common = [e for e in evidence if c.rate == "best" and e.comparison.rate != "best"
-            and (e.comparison.task, e.comparison.title) == (c.task, c.title)
+            and e.comparison.tasks == c.tasks
             and e.comparison.measure == c.measure and len(e.decays) > 1]
   if not common:
     return []
@@ -175,13 +197,14 @@ def _rates(head: Evidence, evidence: Sequence[Evidence], loss: Comparison | None
     after = sign * (c.at(at_rate.best).value - c.at(chosen).value)
     end = ("does not survive tuning" if after <= 0 else
            f"is {gap(after, c.measure)} when each has its own best rate")
+    most = f", the most of {len(found)} rates," if len(found) > 1 else ""
     text.append(f"By the means the advantage of {at_rate.best:g} over {chosen:g}, the best for "
-                f"pretraining loss, is {gap(before, c.measure)} at {rate(at_rate.rate)} for both "
-                f"and {end}.")
+                f"pretraining loss, is {gap(before, c.measure)} at {rate(at_rate.rate)} for "
+                f"both{most} and {end}.")
   return text
 
 
 def _at_rate(e: Evidence) -> str:
   c = e.comparison
   text = f"the best mean is that of {c.best:g} ({number(c.at(c.best).value, c.measure)}"
-  return text + (f", level with {enumerate_all(c.ties)})" if c.ties else ")")
+  return text + (f", level with {enumerate_all(c.ties)})" if c.ties and c.has_seeds else ")")

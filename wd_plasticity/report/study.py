@@ -17,6 +17,7 @@ from wd_plasticity.config import flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals import finetune_summary
 from wd_plasticity.report import items as items_lib
+from wd_plasticity.report import swept
 from wd_plasticity.report.items import UNREADABLE, Item, Notes, enumerate_some
 from wd_plasticity.tasks import registry
 from wd_plasticity.training import summary
@@ -70,7 +71,7 @@ class Finetuned:
     member, weight_decay, seed, group, step: of the checkpoint.
     last: it is the newest step of its member among the results of fine-tuning.
     task, title, split: what was learned, and on what it was tested.
-    rate: point of the fine-tuning's own sweep, 'lr0.001', '' when there is none.
+    rate: name of its learning rate, 'lr0.001', where its task was fine-tuned at several, else ''.
     learning_rate: of the fine-tuning.
     measure: by which the task is judged, 'acc', 'acc_per_byte' or 'greedy_pass@1'.
     before, after: measure to {'value', 'se', 'n'}, of the base model and the fine-tuned.
@@ -82,6 +83,9 @@ class Finetuned:
     observed: {'step', 'splits'}, figures on the way.
     failed_at: step at which the loss was not finite.
     tokens, item: of the checkpoint, and of its result file.
+    setting: other fields of the fine-tuning's own sweep, 'epochs=3', '' when there are none.
+    finetune_seed: of the fine-tuning; None where it is not stored.
+    chance: share of the problems that guessing solves; None where it is not stored.
   """
   member: str
   weight_decay: float
@@ -105,6 +109,14 @@ class Finetuned:
   failed_at: int | None
   tokens: int | None = None
   item: str = ""
+  setting: str = ""
+  finetune_seed: int | None = None
+  chance: float | None = None
+
+  @property
+  def point(self) -> str:
+    """Of the fine-tuning's own sweep, without its seeds: 'lr0.001, epochs=3'."""
+    return ", ".join(part for part in (self.rate, self.setting) if part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,10 +185,16 @@ def read(workdir: str | os.PathLike) -> Study:
   if not workdir.is_dir():
     raise UserError(f"there is no work directory {workdir}; give the --workdir of a study.")
   notes = Notes(workdir)
-  members = _members(workdir, notes)
+  members, copies = _members(workdir, notes)
   found = {program: items_lib.read_items(workdir, program, notes) for program in PROGRAMS}
   groups = {m.name: m.group for m in members}
-  groups |= _groups_of_strangers([i for items in found.values() for i in items], groups, notes)
+  strangers, repeated = swept.groups_of_strangers([i for items in found.values() for i in items],
+                                             {**groups, **copies}, notes)
+  groups |= strangers
+  copies |= repeated
+  found = {program: [i for i in items if i.document["checkpoint"]["member"] not in copies]
+           for program, items in found.items()}
+  points = swept.points(found["finetune"])
   made: dict[str, list] = {}
   for program, items in found.items():
     newest: dict[str, int] = {}
@@ -186,8 +204,10 @@ def read(workdir: str | os.PathLike) -> Study:
     made[program] = []
     for item in items:
       try:
-        make = _finetuned if program == "finetune" else _result
-        made[program] += make(item, groups, newest, notes)
+        if program == "finetune":
+          made[program] += _finetuned(item, groups, newest, points, notes)
+        else:
+          made[program].append(_result(item, groups, newest))
       except UNREADABLE:
         notes.unreadable(item.path)
     made[program].sort(key=lambda r: (r.group, r.weight_decay, r.seed, r.member, r.step))
@@ -204,22 +224,29 @@ def read(workdir: str | os.PathLike) -> Study:
 # Members.
 
 
-def _members(workdir: Path, notes: Notes) -> list[Member]:
+def _members(workdir: Path, notes: Notes) -> tuple[list[Member], dict[str, str]]:
+  """The members, and those that are copies of others (`summary.copies`), which are left out."""
   folders = sorted(p for p in workdir.glob("members/*") if p.is_dir())
   stored = {p: items_lib.read_or_note(p / "config.json", notes) for p in folders}
   configs = {p: flatten(s["config"]) for p, s in stored.items()
              if isinstance(s.get("config"), dict)}
-  swept = summary.swept_fields(list(configs.values())) if configs else []
-  members, without = [], [p.name for p in folders if p not in configs]
+  fields = summary.swept_fields(list(configs.values())) if configs else []
+  members, rows, without = [], [], [p.name for p in folders if p not in configs]
   for folder, config in configs.items():
     try:
-      members.append(_member(folder, stored[folder], config, swept))
+      row = summary.member_row(folder, config, fields)
+      members.append(_member(folder, stored[folder], config, row))
+      rows.append(row)
     except UNREADABLE:
       for name in _broken(folder):
         notes.unreadable(folder / name)
   if without:
     notes.add(f"Without a configuration, and left out: {enumerate_some(without)}.")
-  return sorted(members, key=lambda m: (m.group, m.weight_decay, m.seed, m.name))
+  copies = summary.copies(workdir, rows)
+  if copies:
+    notes.add(summary.copies_sentence(copies))
+  members = [m for m in members if m.name not in copies]
+  return sorted(members, key=lambda m: (m.group, m.weight_decay, m.seed, m.name)), copies
 
 
 def _broken(folder: Path) -> list[str]:
@@ -235,30 +262,18 @@ def _broken(folder: Path) -> list[str]:
   return broken or ["config.json"]
 
 
-def _member(folder: Path, stored: dict, config: dict, swept: Sequence[str]) -> Member:
+def _member(folder: Path, stored: dict, config: dict, row: dict) -> Member:
   plan = summary.read_json(folder / "plan.json")
-  row = summary.member_row(folder, config, swept)
   path = folder / "metrics.jsonl"
   return Member(
       name=folder.name, weight_decay=float(config["optim.weight_decay"]), seed=int(config["seed"]),
-      group=_group({name: summary.field(config, name) for name in swept}), status=row["status"],
+      group=swept.name({name: row[name] for name in row if "." in name}), status=row["status"],
       reason=row["reason"], steps=row["steps"], total_steps=summary.total_steps(folder, config),
       tokens=row["tokens"], validation_loss=row["validation_loss"],
       train_subset_loss=row["train_subset_loss"],
       curve=read_metrics(path) if path.exists() else [], config=stored["config"], plan=plan,
       data_fingerprint=str(stored.get("data_fingerprint", "")),
       tokenizer_fingerprint=str(stored.get("tokenizer_fingerprint", "")))
-
-
-def _group(fields: dict[str, Any]) -> str:
-  """'learning_rate=0.002, width=96' of swept fields by dotted name."""
-  short = collections.Counter(name.rsplit(".", 1)[-1] for name in fields)
-  words = []
-  for name, value in fields.items():
-    last = name.rsplit(".", 1)[-1]
-    shown = f"{value:g}" if isinstance(value, float) else str(value)
-    words.append(f"{last if short[last] == 1 else name}={shown}")
-  return ", ".join(words)
 
 
 def _name(workdir: Path, members: Sequence[Member]) -> str:
@@ -277,7 +292,7 @@ def _note_failures(members: Sequence[Member], finetuned: Sequence[Finetuned],
   unfinished = [m.name for m in members if m.status == "unfinished"]
   if unfinished:
     notes.add(f"Pretraining has not finished: {enumerate_some(unfinished)}.")
-  ruined = [f"{f.member} on {f.task}" + (f" {f.rate}" if f.rate else "")
+  ruined = [f"{f.member} on {f.task}" + (f" {f.point}" if f.point else "")
             for f in finetuned if f.failed_at is not None]
   if ruined:
     notes.add("Fine-tuning was not finite, and its figures are of the step before: "
@@ -291,41 +306,18 @@ def _note_failures(members: Sequence[Member], finetuned: Sequence[Finetuned],
 # Results.
 
 
-def _groups_of_strangers(items: Sequence[Item], known: dict[str, str],
-                         notes: Notes) -> dict[str, str]:
-  """Groups of members that have results here and no folder of their own."""
-  pretrainings = {}
-  for item in items:
-    c = item.document["checkpoint"]
-    if c["member"] not in known and c["member"] not in pretrainings:
-      fields = c.get("pretraining")
-      pretrainings[c["member"]] = flatten(fields) if isinstance(fields, dict) else {}
-  if not pretrainings:
-    return {}
-  if known:
-    notes.add("Results without a pretraining here, shown where only results count: "
-              f"{enumerate_some(sorted(pretrainings))}.")
-  else:
-    notes.add("The pretraining is not in this work directory: its losses and curves are missing.")
-  if not any(pretrainings.values()):
-    return dict.fromkeys(pretrainings, "")
-  swept = summary.swept_fields(list(pretrainings.values()))
-  return {name: _group({field: summary.field(fields, field) for field in swept})
-          for name, fields in pretrainings.items()}
-
-
 def _checkpoint(item: Item, groups: dict[str, str], newest: dict[str, int]) -> dict[str, Any]:
   c = item.document["checkpoint"]
   return dict(member=c["member"], weight_decay=float(c["weight_decay"]), seed=c["seed"],
               group=groups[c["member"]], step=c["step"], last=c["step"] == newest[c["member"]])
 
 
-def _result(item: Item, groups, newest, _: Notes) -> list[Result]:
-  return [Result(**_checkpoint(item, groups, newest), tokens=item.document["checkpoint"]["tokens"],
-                 item=item.document["item"], values=item.document["values"], arrays=item.arrays)]
+def _result(item: Item, groups, newest) -> Result:
+  return Result(**_checkpoint(item, groups, newest), tokens=item.document["checkpoint"]["tokens"],
+                item=item.document["item"], values=item.document["values"], arrays=item.arrays)
 
 
-def _finetuned(item: Item, groups, newest, notes: Notes) -> list[Finetuned]:
+def _finetuned(item: Item, groups, newest, points, notes: Notes) -> list[Finetuned]:
   values, settings = item.document["values"], item.document["settings"]
   task = values["task"]
   try:
@@ -334,18 +326,20 @@ def _finetuned(item: Item, groups, newest, notes: Notes) -> list[Finetuned]:
     notes.add(f"{task} is not a task of this version; its results are left out.")
     return []
   made = []
+  rate, setting = points[item.path]
   for split, after in values["after"].items():
-    measure = finetune_summary.headline(task, after)
+    chance, measure = after.get("chance"), finetune_summary.headline(task, after)
     before, after = _measures(values["before"][split]), _measures(after)
     made.append(Finetuned(
         **_checkpoint(item, groups, newest), task=task, title=title, split=split,
-        rate=settings.get("point", ""), learning_rate=float(settings["optim"]["learning_rate"]),
+        rate=rate, learning_rate=float(settings["optim"]["learning_rate"]),
         measure=measure, before=before, after=after,
         keys=item.arrays.get(f"{split}/keys", np.array([], np.str_)),
         scores=_scores(item.arrays, split), forgetting=values.get("forgetting"),
         curve=_thin(values.get("curve") or []), observed=values.get("observed") or [],
         failed_at=values.get("failed_at"), tokens=item.document["checkpoint"]["tokens"],
-        item=item.document["item"]))
+        item=item.document["item"], setting=setting, finetune_seed=settings.get("seed"),
+        chance=chance if isinstance(chance, int | float) else None))
   return made
 
 

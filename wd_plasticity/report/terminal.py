@@ -15,8 +15,8 @@ def show(study: Study, answers: Sequence[Answer], path: Path, console: Console) 
   """Prints the answers in words, what is missing, and where the report is."""
   console.print(Text(f"\n{study.name}: what was found", style="bold"))
   for answer in answers:
-    if answer.group:
-      console.print(Text(f"\n{answer.group}", style="bold"))
+    if answer.name:
+      console.print(Text(f"\n{answer.name}", style="bold"))
     for i, sentence in enumerate(answer.sentences):
       console.print(Text(sentence, style="bold" if i == 0 else ""))
     for caution in answer.cautions:

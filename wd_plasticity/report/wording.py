@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from wd_plasticity.report.comparison import Comparison
 from wd_plasticity.report.scores import is_loss
+from wd_plasticity.report.words import enumerate_all
 
 
 def number(value: float, measure: str, unit: bool = True) -> str:
@@ -40,18 +41,8 @@ def rate(name: str) -> str:
   return f"learning rate {number_of[1]}" if number_of else name
 
 
-def enumerate_all(values: Sequence[float | str]) -> str:
-  """'0, 0.1 and 1'."""
-  words = [v if isinstance(v, str) else f"{v:g}" for v in values]
-  return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
 def level(decays: Sequence[float]) -> str:
   return f"{enumerate_all(decays)} are level"
-
-
-def plural(count: int, what: str) -> str:
-  return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 def rounded(value: float) -> str:

@@ -30,6 +30,7 @@ from wd_plasticity.training.run_record import FREE_FIELDS
 
 # Fields in which members may differ without being told apart in columns of their own.
 _NOT_SWEPT = ("name", "seed", "optim.weight_decay", *FREE_FIELDS)
+_COPY = "copy of "
 # Terminals with fewer columns get a table of the essentials.
 _WIDE = 130
 
@@ -45,8 +46,8 @@ def summarise(workdir: str | os.PathLike) -> list[dict]:
     what is missing or was not finite is None.
       member, weight_decay, seed: which member; then every other field of the
         configuration that differs between members, under its dotted name.
-      status: 'done', 'failed at step k' or 'unfinished'; a member counts as done when it
-        logged the last of the steps that `total_steps` tells.
+      status: 'done', 'failed at step k', 'unfinished' or 'copy of NAME' (see `copies`); a
+        member counts as done when it logged the last of the steps that `total_steps` tells.
       steps, tokens: seen so far.
       validation_loss, train_subset_loss: of the last evaluation.
       gap: validation_loss - train_subset_loss.
@@ -65,6 +66,8 @@ def summarise(workdir: str | os.PathLike) -> list[dict]:
   swept = swept_fields(configs)
   rows = [member_row(folder, config, swept)
           for folder, config in zip(folders, configs, strict=True)]
+  for name, original in copies(workdir, rows).items():
+    next(r for r in rows if r["member"] == name)["status"] = _COPY + original
   return sorted(rows, key=lambda r: (_or_last(r["weight_decay"]), _or_last(r["seed"]), r["member"]))
 
 
@@ -149,6 +152,38 @@ def member_row(folder: Path, config: dict, swept: Sequence[str]) -> dict:
   }
 
 
+def copies(workdir: Path, rows: Sequence[dict]) -> dict[str, str]:
+  """Members that are no seed of their own: {name: name of the member that counts}.
+
+  Of members with one configuration and seed, such as a folder and its copy, the one that is
+  done or furthest counts, then one that has results, then the one with the shortest name.
+
+  Args:
+    workdir: of the members.
+    rows: as `member_row` gives them.
+  """
+  evaluated = {p.name for p in workdir.glob("evals/*/*")}
+  alike: dict[str, list[dict]] = {}
+  for row in rows:
+    if None not in (row["weight_decay"], row["seed"]):
+      key = [row["seed"], *_setting(row, rows).values()]
+      alike.setdefault(json.dumps(key), []).append(row)
+  found = {}
+  for same in alike.values():
+    first, *others = sorted(same, key=lambda r: (
+        r["status"] != "done", -r["steps"], r["member"] not in evaluated, len(r["member"]),
+        r["member"]))
+    found |= {r["member"]: first["member"] for r in others}
+  return found
+
+
+def copies_sentence(found: dict[str, str]) -> str:
+  """What is to be said of `copies`."""
+  named = ", ".join(f"{name} ({original})" for name, original in sorted(found.items()))
+  return ("Members with the configuration and seed of another, in brackets, are no seeds of their "
+          f"own and do not count: {named}; move them out of members/.")
+
+
 def total_steps(folder: Path, config: dict) -> int | None:
   """Steps of the whole training of a member, None where nothing tells.
 
@@ -195,10 +230,14 @@ def settings(rows: Sequence[dict]) -> list[Setting]:
   groups = {}
   for row in rows:
     if row["status"] == "done" and None not in (row["validation_loss"], row["weight_decay"]):
-      values = {name: row[name] for name in ("weight_decay", *_swept_columns(rows))}
+      values = _setting(row, rows)
       groups.setdefault(json.dumps(values), (values, []))[1].append(row)
   return [Setting(values, statistics.fmean(r["validation_loss"] for r in group), group)
           for values, group in groups.values()]
+
+
+def _setting(row: dict, rows: Sequence[dict]) -> dict:
+  return {name: row[name] for name in ("weight_decay", *_swept_columns(rows))}
 
 
 def _swept_columns(rows: Sequence[dict]) -> list[str]:
@@ -291,6 +330,11 @@ def _print_table(rows: Sequence[dict], console: Console) -> None:
     seeds = f"mean of {len(best.rows)} seeds" if len(best.rows) > 1 else "one seed"
     console.print(f"Lowest validation loss: {best.loss:.4f} at {text}, {seeds}.",
                   highlight=False, soft_wrap=True)
+  copied = {r["member"]: r["status"].removeprefix(_COPY) for r in rows
+            if r["status"].startswith(_COPY)}
+  if copied:
+    console.print(copies_sentence(copied), style="yellow", markup=False, highlight=False,
+                  soft_wrap=True)
   for r in rows:
     if r["reason"]:
       console.print(f"{r['member']} {r['status']}: {r['reason']}", style="red", markup=False,
