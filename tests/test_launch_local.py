@@ -330,7 +330,7 @@ def test_a_study_with_a_failing_member_stopped_half_way_and_again(tmp_path, corp
   config = launching.write_study(tmp_path, corpus, points=points)
   workdir = tmp_path / "w"
   flags = ["launch.local", f"--config={config}", f"--workdir={workdir}", "--nocheck",
-           "--jobs_at_once=2", "--tag=tiny"]
+           f"--jobs_at_once={min(2, len(local_devices.own_cores()))}", "--tag=tiny"]
   stopped = programs.start(*flags)
   _wait_for(workdir / "members" / "wd0-seed1" / "metrics.jsonl", process=stopped)
   stopped.send_signal(signal.SIGTERM)
