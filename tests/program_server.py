@@ -66,16 +66,11 @@ def _use_environment(environment: dict) -> None:
                       else value)
 
 
-def _run(arguments: list[str]) -> None:
-  """Does what `python ARGUMENTS` does, for -m and -c."""
-  kind, what, *rest = arguments
-  if kind == "-m":
-    sys.argv = [what, *rest]
-    sys.modules.pop(what, None)  # or runpy would warn that it is imported
-    runpy.run_module(what, run_name="__main__", alter_sys=True)
-  else:
-    sys.argv = ["-c", *rest]
-    exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})  # noqa: S102  a test's own
+def _run(module: str, flags: list[str]) -> None:
+  """Does what `python -m MODULE FLAGS` does."""
+  sys.argv = [module, *flags]
+  sys.modules.pop(module, None)  # or runpy would warn that it is imported
+  runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
@@ -88,4 +83,4 @@ if __name__ == "__main__":
   if asked:
     replies.close()
     _become(asked)
-    _run(asked["arguments"])
+    _run(asked["module"], asked["flags"])

@@ -6,6 +6,7 @@ that has JAX and the package imported (`program_server.py`), which takes millise
 
 import atexit
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -20,10 +21,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 class Process:
   """A program under way, with the methods of `subprocess.Popen` that tests need."""
 
-  def __init__(self, arguments, environment, output):
+  def __init__(self, module, flags, environment, output):
     self.returncode = None
     self._output = pathlib.Path(output)
-    self.pid = _server().ask(arguments=arguments, environment=environment, output=str(output))
+    self.pid = _server().ask(module=module, flags=flags, environment=environment,
+                             output=str(output))
 
   def poll(self, wait=False) -> int | None:
     """Exit status, or None while it runs."""
@@ -38,10 +40,11 @@ class Process:
     """Everything it has printed so far."""
     return self._output.read_text(encoding="utf-8", errors="replace")
 
-  def finish(self) -> str:
-    """Waits for its end; returns all that it printed."""
-    self.wait()
-    return self.said()
+  def finish(self, expect: int | None = None) -> str:
+    """Waits for its end; returns all that it printed, its exit status being `expect`."""
+    status, said = self.wait(), self.said()
+    assert expect in (None, status), said
+    return said
 
   def send_signal(self, number: int) -> None:
     if self.poll() is None:
@@ -61,6 +64,7 @@ class _Server:
         text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert self._process.stdout.readline() == "ready\n"
+    self.folder = tempfile.TemporaryDirectory(prefix="programs-")  # of what they print
 
   def ask(self, **what):
     print(json.dumps(what), file=self._process.stdin, flush=True)
@@ -70,16 +74,14 @@ class _Server:
     with contextlib.suppress(OSError):
       self._process.stdin.close()
     self._process.wait()
+    self.folder.cleanup()
 
 
-_started: list[_Server] = []
-
-
+@functools.cache
 def _server() -> _Server:
-  if not _started:
-    _started.append(_Server())
-    atexit.register(_started[0].close)
-  return _started[0]
+  server = _Server()
+  atexit.register(server.close)
+  return server
 
 
 def user_environment() -> dict[str, str]:
@@ -99,15 +101,12 @@ def start(module, *flags, output=None, environment=None, **variables) -> Process
     **variables: of its environment, beside those.
   """
   if output is None:
-    number, output = tempfile.mkstemp(prefix="program-", dir=os.environ.get("PYTEST_TMP"))
+    number, output = tempfile.mkstemp(dir=_server().folder.name)
     os.close(number)
-  return Process(["-m", module, *map(str, flags)],
-                 (environment or user_environment()) | variables, output)
+  return Process(module, list(map(str, flags)), (environment or user_environment()) | variables,
+                 output)
 
 
 def run(module, *flags, expect=0, **kwargs) -> str:
   """Runs a program to its end; returns what it printed, its exit status being `expect`."""
-  process = start(module, *flags, **kwargs)
-  said = process.finish()
-  assert process.returncode == expect, said
-  return said
+  return start(module, *flags, **kwargs).finish(expect)

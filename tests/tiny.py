@@ -52,10 +52,7 @@ def start(config, workdir, *flags, devices=1, module="wd_plasticity.main"):
 
 def run(*args, expect=0, **kwargs) -> str:
   """Runs the program to its end; returns what it printed."""
-  process = start(*args, **kwargs)
-  said = process.finish()
-  assert process.returncode == expect, said
-  return said
+  return start(*args, **kwargs).finish(expect)
 
 
 def train(corpus, workdir, weight_decays=(0.0, 3.0), steps=12) -> pathlib.Path:

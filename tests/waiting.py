@@ -13,11 +13,9 @@ def until(condition, what, process=None):
     what: words for it, or a function that returns them.
     process: has `poll()`, which is None while it runs; without one there is nothing to watch.
   """
-  while not (value := condition()):
-    ended = process is not None and process.poll() is not None
-    if ended and not (value := condition()):
-      raise AssertionError(f"{what() if callable(what) else what} did not come")
-    if ended:
-      break
+  while True:
+    ended = process is not None and process.poll() is not None  # asked first: its last deed counts
+    if value := condition():
+      return value
+    assert not ended, f"{what() if callable(what) else what} did not come"
     time.sleep(0.01)
-  return value

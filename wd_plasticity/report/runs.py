@@ -3,13 +3,13 @@
 Letters: D weight decays, S pretraining seeds, F fine-tuning seeds, I items.
 """
 
-import collections
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
 from wd_plasticity.report.study import Finetuned
+from wd_plasticity.tasks import registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ def of_problems(parts: Sequence[Finetuned], measure: str, sign: float):
     counts = np.isfinite(after)
     if not counts.any():
       return None
-    named = _numbered([str(k) for k in f.keys])
+    named = registry.distinct([str(k) for k in f.keys])
     prefix = f"{f.split}/" if len(parts) > 1 else ""
     keys += [prefix + k for k, c in zip(named, counts, strict=True) if c]
     scores.append(after[counts])
@@ -61,16 +61,6 @@ def of_problems(parts: Sequence[Finetuned], measure: str, sign: float):
                  else np.asarray(before, np.float64)[counts])
   base = None if any(b is None for b in bases) else sign * np.concatenate(bases)
   return keys, sign * np.concatenate(scores), base
-
-
-def _numbered(keys: Sequence[str]) -> list[str]:
-  """Keys that are there before get a number, so that each problem counts."""
-  seen: collections.Counter = collections.Counter()
-  made = []
-  for key in keys:
-    seen[key] += 1
-    made.append(key if seen[key] == 1 else f"{key}#{seen[key]}")
-  return made
 
 
 def arrays(decays: Sequence[float], seeds: Sequence[int], cells: Sequence[Cell]

@@ -8,6 +8,7 @@ import importlib
 import itertools
 import pkgutil
 from collections import Counter
+from collections.abc import Sequence
 
 from wd_plasticity import tasks
 from wd_plasticity.errors import UserError
@@ -77,7 +78,9 @@ def load(name: str, split: str, spec: str = "", max_problems: int = 0,
   field = f"the files of {name} {split}"
   said: list[str] = []
   rows = () if task.embedded else reading.rows(spec, field, said)
-  problems = _with_own_keys(list(task.problems(rows, split)))
+  problems = list(task.problems(rows, split))
+  problems = [dataclasses.replace(p, key=key) for p, key in
+              zip(problems, distinct([p.key for p in problems]), strict=True)]
   if not problems:
     raise UserError(f"{field} ({spec}) hold no problem of this split; check the path and the "
                     f"split, the task is published as {task.source}.")
@@ -91,22 +94,19 @@ def load(name: str, split: str, spec: str = "", max_problems: int = 0,
                      "; ".join(notes))
 
 
-def _with_own_keys(problems: list[Problem]) -> list[Problem]:
-  """Problems whose keys are all different: repeated ones get a number (`u1`, `u1#2`, ...).
+def distinct(keys: Sequence[str]) -> list[str]:
+  """Keys of problems, all different: repeated ones get a number (`u1`, `u1#2`, ...).
 
   Scores are paired by key, and two files may both number their rows from 0.
   """
-  taken, times = {p.key for p in problems}, Counter()
-  if len(taken) == len(problems):
-    return problems
-  made = []
-  for problem in problems:
-    times[problem.key] += 1
-    if times[problem.key] > 1:
-      numbered = (f"{problem.key}#{n}" for n in itertools.count(times[problem.key]))
-      problem = dataclasses.replace(problem, key=next(k for k in numbered if k not in taken))
-      taken.add(problem.key)
-    made.append(problem)
+  taken, times, made = set(keys), Counter(), []
+  for key in keys:
+    times[key] += 1
+    if times[key] > 1:
+      numbered = (f"{key}#{n}" for n in itertools.count(times[key]))
+      key = next(k for k in numbered if k not in taken)
+      taken.add(key)
+    made.append(key)
   return made
 
 
