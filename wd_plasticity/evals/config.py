@@ -12,6 +12,7 @@ from wd_plasticity.config import default_config, schedule_section
 from wd_plasticity.errors import UserError
 from wd_plasticity.members import Member
 from wd_plasticity.tasks import registry
+from wd_plasticity.tasks.grading import TEMPLATE
 
 # Fields that say which results are wanted and how they are computed, not what they are.
 FREE_FIELDS = ("program", "name", "steps", "members_at_once", "cache_dir", "tokenizer_dir", "mesh",
@@ -98,7 +99,7 @@ def finetune_config() -> ConfigDict:
   c.seed = 42
   c.max_train = 0  # training problems; 0: all
   c.max_test = 0  # problems of each other split; 0: all
-  c.template = "Human: {prompt}\nAssistant:"  # around every problem
+  c.template = TEMPLATE  # around every problem
   c.max_length = 0  # tokens of prompt and response; 0: those of a pretraining record
   c.epochs = 3  # passes over the training problems
   c.batch_size = 64  # examples

@@ -13,11 +13,10 @@ import numpy as np
 
 from wd_plasticity.data.tokenizers import Tokenizer
 from wd_plasticity.errors import UserError
-from wd_plasticity.tasks.grading import STOP_STRINGS
+from wd_plasticity.tasks.grading import STOP_STRINGS, TEMPLATE
 from wd_plasticity.tasks.task import Problem
 
 PROMPT = "{prompt}"
-_STUDY = "Human: {prompt}\nAssistant:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +36,9 @@ def stop_strings(template: str) -> tuple[str, ...]:
 
   Those of a template are its lines, where they begin a line (`Question:` and `Answer:` of
   'Question: {prompt}\\nAnswer:'), or the beginning of its only line. The template of the
-  study has the study's, which end a response wherever they stand: 'Human' and 'Assistant'.
+  paper has the paper's, which end a response wherever they stand: 'Human' and 'Assistant'.
   """
-  if template == _STUDY:
+  if template == TEMPLATE:
     return STOP_STRINGS
   before, _, after = template.partition(PROMPT)
   if "\n" not in template:

@@ -1,7 +1,7 @@
 """Answers in generated text, and whether they are right.
 
 What a text answers is the content of its last `\\boxed{}`, else what follows the last
-"answer is", as the evaluator of the study has it, or a last line `#### answer`, as in
+"answer is", as the paper's evaluator has it, or a last line `#### answer`, as in
 GSM8K. That evaluator reads all of the rest of the text; here a sentence ends. Then a letter
 is read as the letter of an option of the problem, words as one of the classes of the
 problem, and mathematics as in `math_answers`.
@@ -15,7 +15,9 @@ from wd_plasticity.tasks import math_answers
 from wd_plasticity.tasks.math_answers import equivalent
 from wd_plasticity.tasks.task import Problem, Task
 
-STOP_STRINGS = ("Human", "Human:", "Assistant", "Assistant:")  # the study's, for its template
+# Of Han et al.: around every problem, and what ends a response to it.
+TEMPLATE = "Human: {prompt}\nAssistant:"
+STOP_STRINGS = ("Human", "Human:", "Assistant", "Assistant:")
 VOTE_CHARACTERS = 128  # the answer of a vote is stated among that many at the end of a sample
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -98,7 +100,7 @@ def vote(task: Task, text: str, problem: Problem | None = None) -> str | None:
   """The answer that a sample votes for: what is graded, if it is stated at the end.
 
   A sample that goes on for more than 128 characters after its answer does not vote, as in
-  the study; nor does one that states none.
+  the paper; nor does one that states none.
   """
   stated = _statement(text)
   if task.generated and stated and stated[0] < len(text) - VOTE_CHARACTERS:
