@@ -328,7 +328,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_last_checkpoint(tmp_path, cap
       errors.run(train)
     assert e.value.code == errors.EXIT_USER_ERROR
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("error: no space is left on the disk of ") and str(disk) in line
+    assert line.startswith("error: no space is left for ") and str(disk) in line
     assert checkpoints.steps() == [1] and os.listdir(disk / "c") == ["1"]
     assert bits(open_checkpoint(disk / "c").load_params()) == bits(make_state(1)[0])
     # With room again the same object goes on.

@@ -1,7 +1,14 @@
-"""Errors that a user can mend: one clear sentence, no traceback."""
+"""Errors that a user can mend: one clear sentence, no traceback.
+
+Failures of the system are told apart by class, never by a single number: a full disk and
+an exhausted quota are one thing, as are a missing permission and a read-only file system.
+"""
 
 import errno
+import os
 import sys
+
+from absl import logging
 
 
 class UserError(Exception):
@@ -16,15 +23,57 @@ EXIT_USER_ERROR = 2
 EXIT_KEYBOARD = 130  # 128 + SIGINT
 EXIT_INTERRUPTED = 143  # 128 + SIGTERM, what schedulers expect of a preempted job
 
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+# The path itself cannot be: a file where a folder should be, a name that is too long, ...
+BAD_PATH = frozenset({errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
+                      errno.ELOOP, errno.EINVAL, errno.EXDEV})
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})  # of file systems
 
-def exit_with(error: UserError):
+
+def describe(error: OSError, place: str | os.PathLike | None = None) -> str:
+  """What a failure of the system means and what to do, as one sentence without its full stop.
+
+  Args:
+    error: with its errno.
+    place: named when the error itself does not name a file.
+  """
+  path = error.filename or place or "the work directory"
+  if isinstance(path, bytes):
+    path = os.fsdecode(path)
+  reason = error.strerror or str(error)
+  if error.errno in NO_SPACE:
+    return (f"no space is left for {path} ({reason}); free some and run the same command again, "
+            "finished checkpoints and results are kept")
+  if error.errno in NOT_WRITABLE:
+    return f"{path} cannot be used ({reason}); give a path that this user can read and write"
+  if error.errno in BAD_PATH:
+    return f"{path} cannot be used ({reason}); give another path, or restore what was there"
+  if error.errno in NO_LOCKS:
+    return f"the file system of {path} has no locks ({reason}); give a folder on another one"
+  return f"{path} cannot be read or written ({reason}); mend that and run the same command again"
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+  """Whether an error, or one that caused it, is of memory that the host or a device has not."""
+  while error is not None:
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def exit_with(error: object):
   """Ends the program with the sentence of a user's mistake."""
   print(f"error: {error}", file=sys.stderr, flush=True)
   sys.exit(EXIT_USER_ERROR)
 
 
 def run(main, argv=None):
-  """Calls `main(argv)`; a user's mistake ends as one line on stderr and exit status 2."""
+  """Calls `main(argv)`; what a user can mend ends as one line on stderr and exit status 2.
+
+  `--verbosity=1` shows the traceback of a failure of the system as well.
+  """
   try:
     return main(argv)
   except UserError as e:
@@ -36,9 +85,13 @@ def run(main, argv=None):
     print("interrupted; run the same command again to go on.", file=sys.stderr, flush=True)
     sys.exit(EXIT_KEYBOARD)
   except OSError as e:
-    if e.errno != errno.ENOSPC:
+    if e.errno is None:  # not of the system
       raise
-    print(f"error: no space is left on the disk of {e.filename or 'the work directory'}; "
-          "free some and run the same command again, finished checkpoints are kept.",
-          file=sys.stderr, flush=True)
-    sys.exit(EXIT_USER_ERROR)
+    logging.debug("a call of the system failed", exc_info=True)
+    exit_with(f"{describe(e)}.")
+  except Exception as e:
+    if not is_out_of_memory(e):
+      raise
+    logging.debug("memory ran out", exc_info=True)
+    exit_with("memory ran out; run fewer members at once (members_at_once), more micro-batches "
+              "(train.accumulate_steps) or a smaller batch, and the same command goes on.")

@@ -1,14 +1,17 @@
-"""Writing files so that a reader sees the old content or the new, never a part."""
+"""Files: written so that a reader sees the old content or the new, never a part; JSON read
+so that whatever is wrong with it is one sentence."""
 
 import contextlib
 import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import filelock
+
+from wd_plasticity.errors import UserError
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], Any]) -> None:
@@ -40,6 +43,60 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, value: Any) -> None:
   """Writes JSON atomically."""
   write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def parse_json(content: str | bytes) -> Any:
+  """The value that JSON spells; bytes are UTF-8.
+
+  Raises:
+    ValueError: whatever is wrong with it: no JSON, not UTF-8, nested too deeply, numbers of
+      more digits than can be read. The message says which.
+  """
+  try:
+    return json.loads(content)
+  except json.JSONDecodeError as e:
+    raise ValueError(f"not JSON: {e.msg}, line {e.lineno}, column {e.colno}") from e
+  except UnicodeDecodeError as e:
+    raise ValueError(f"not UTF-8 text: byte {e.object[e.start]:#04x} at {e.start}") from e
+  except RecursionError as e:
+    raise ValueError("nested too deeply") from e
+  except ValueError as e:
+    raise ValueError("a whole number of too many digits") from e
+
+
+def read_json(path: str | os.PathLike, what: str, advice: str,
+              fields: Mapping[str, type | tuple[type, ...]] | None = None) -> Any:
+  """The value in a JSON file that this project wrote.
+
+  Args:
+    path: the file.
+    what: it should be, such as 'the record of a member'.
+    advice: what to do when it is not.
+    fields: it must be an object with these, each of its type or one of its types.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    UserError: it cannot be read, is not JSON, or lacks a field.
+  """
+  def wrong(why):
+    return UserError(f"{path} is not {what} ({why}); {advice}.")
+  try:
+    value = parse_json(Path(path).read_bytes())
+  except FileNotFoundError:
+    raise
+  except OSError as e:
+    raise wrong(e.strerror) from e
+  except ValueError as e:
+    raise wrong(e) from e
+  if fields is not None and not isinstance(value, dict):
+    raise wrong("not an object")
+  for name, kind in (fields or {}).items():
+    if name not in value:
+      raise wrong(f"it has no {name!r}")
+    # JSON's true and false are numbers to Python.
+    if not isinstance(value[name], kind) or (isinstance(value[name], bool) and kind is not bool):
+      raise wrong(f"its {name!r} is of the wrong type")
+  return value
 
 
 def locked(path: str | os.PathLike) -> filelock.BaseFileLock:
