@@ -313,14 +313,6 @@ def test_tables_of_jobs_that_end_together_hold_all_of_them(tmp_path, monkeypatch
   assert len((results.directory / "results.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_trial_that_ends_second_takes_the_answer_of_the_first(tmp_path):
-  record = tmp_path / "members_at_once.json"
-  assert sweep._remember(record, "a", 4) == 4
-  assert sweep._remember(record, "b", 1) == 1
-  assert sweep._remember(record, "a", 1) == 4
-  assert json.loads(record.read_text()) == {"a": 4, "b": 1}
-
-
 # Whole programs.
 
 
