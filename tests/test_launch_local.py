@@ -22,7 +22,7 @@ from launch.local_devices import Group, divide
 from launch.local_display import Display
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals.results import Results
-from wd_plasticity.training import summary, sweep
+from wd_plasticity.training import summary
 
 # Devices.
 

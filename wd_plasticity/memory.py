@@ -9,6 +9,7 @@ mapping from its axes (training/mesh.py) to numbers of devices.
 import dataclasses
 import functools
 import gc
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -83,7 +84,8 @@ def splits(count: int, smallest: int = 1) -> list[int]:
     count: members; six are divided into programs of 6, 3, 2 or 1, five into 5, 3, 2 or 1.
     smallest: the sizes are multiples of it (the mesh axis `sweep`).
   """
-  sizes = {-(-(-(-count // n)) // smallest) * smallest for n in range(1, max(1, count) + 1)}
+  sizes = {math.ceil(math.ceil(count / n) / smallest) * smallest
+           for n in range(1, max(1, count) + 1)}
   return sorted(sizes, reverse=True)
 
 
@@ -174,7 +176,7 @@ class Pretraining:
     """By part, for a program of so many members."""
     here, shard = _on_device(members, self.mesh), self.mesh["fsdp"] * self.mesh["tensor"]
     shares = self.mesh["data"] * self.mesh["fsdp"]
-    stored = here * flops.count_parameters(self.model)["total"] * _FLOAT32 // shard
+    stored = here * parameter_bytes(self.model) // shard
     tokens = self.rows / self.accumulate_steps / shares * self.length
     return {
         "parameters": stored,
@@ -215,7 +217,7 @@ class Finetuning:
     """By part, for a program of so many members and micro-batches."""
     here, shard = _on_device(members, self.mesh), self.mesh["fsdp"] * self.mesh["tensor"]
     shares = self.mesh["data"] * self.mesh["fsdp"]
-    stored = here * flops.count_parameters(self.model)["total"] * _FLOAT32 // shard
+    stored = here * parameter_bytes(self.model) // shard
     trained = here * self.trained * _FLOAT32 if self.trained else stored
     rows, replayed = (-(-n // (shares * micro_batches)) for n in (self.rows, self.replay_rows))
     packed = attention.choose(
@@ -260,7 +262,7 @@ def reading(model: ModelConfig, mesh: Mapping[str, int], members: int, *, tokens
       is filled.
   """
   here, shard = _on_device(members, mesh), mesh["fsdp"] * mesh["tensor"]
-  one = flops.count_parameters(model)["total"] * _FLOAT32 // shard
+  one = parameter_bytes(model) // shard
   name = attention.choose("auto", length=length, head_dim=model.head_dim,
                           dtype=np.dtype(model.compute_dtype), packed=model.document_mask)
   everything, _, beside = _layer(model, mesh, length, name, model.document_mask)
@@ -292,10 +294,15 @@ def generation_row(model: ModelConfig, *, length: int, new_tokens: int, samples:
 def spectra(model: ModelConfig, mesh: Mapping[str, int], members: int) -> Parts:
   """Singular values of the attention kernels: these in an order of their own, and factors."""
   here, shard = _on_device(members, mesh), mesh["fsdp"] * mesh["tensor"]
-  one = flops.count_parameters(model)["total"] * _FLOAT32 // shard
+  one = parameter_bytes(model) // shard
   kernels = model.num_layers * model.width * model.head_dim * _FLOAT32 * (
       2 * model.num_heads + 2 * model.num_kv_heads)
   return {"parameters": one * (here + 1), "factors": here * 3 * kernels}
+
+
+def parameter_bytes(model: ModelConfig) -> int:
+  """Of one model in float32, on all devices together."""
+  return flops.count_parameters(model)["total"] * _FLOAT32
 
 
 def _on_device(members: int, mesh: Mapping[str, int]) -> int:

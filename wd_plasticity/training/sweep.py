@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from wd_plasticity import members as members_lib
 from wd_plasticity import memory
 from wd_plasticity.data.prepare import Prepared
 from wd_plasticity.errors import UserError
