@@ -120,7 +120,7 @@ def test_a_plan_of_fine_tuning_knows_what_it_needs(trained, tmp_path, monkeypatc
   session, one = plan()
   assert one.need(session, 4) > 3 * one.need(session, 1) > 0
   small = one.training_memory(session).parts(1)["activations"]
-  assert one.shape.rows < 8 and plan(batch_size=24)[1].shape.rows > one.shape.rows
+  assert plan(batch_size=24)[1].shape.rows > 2 * one.shape.rows
   session, lora = plan(lora=ConfigDict(dict(rank=2, alpha=1.0, targets=("query",))))
   assert lora.training_memory(session).trained == 1 * (16 * 2 + 2 * 16)
   assert small > 0 and one.micro_batches(session, 1) == 1

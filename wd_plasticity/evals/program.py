@@ -166,8 +166,8 @@ class Session:
       params: of one member after another.
       size: of the member axis; what is missing are copies of the last one.
     """
-    stacked = None
-    for m, one in enumerate(params):
+    stacked, m = None, 0
+    for one in params:  # enumerate would keep the one before
       if stacked is None:
         places = mesh_lib.shardings(
             self.mesh, mesh_lib.stacked(mesh_lib.parameter_specs(one)))
@@ -181,6 +181,7 @@ class Session:
       else:
         stacked = put(stacked, one, np.int32(m))
       del one
+      m += 1
     return stacked
 
   def _shardings(self, target: Target) -> Any:
