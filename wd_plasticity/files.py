@@ -36,8 +36,8 @@ def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], Any])
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-  """Writes UTF-8 text atomically."""
-  write_atomically(path, lambda f: f.write(text.encode("utf-8")))
+  """Writes UTF-8 text atomically; halves of surrogate pairs, which it has not, are spelled."""
+  write_atomically(path, lambda f: f.write(text.encode("utf-8", "backslashreplace")))
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from wd_plasticity.analysis import statistics
 from wd_plasticity.analysis import token_frequency as tf
+from wd_plasticity.console import Console, Table
 from wd_plasticity.evals.results import Results, setting
 from wd_plasticity.evals.targets import Target
 from wd_plasticity.training.progress import format_count

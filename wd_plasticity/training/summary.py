@@ -5,9 +5,7 @@ Run again at any time, also while members are training:
   python -m wd_plasticity.training.summary --workdir=WORKDIR
 """
 
-import csv
 import dataclasses
-import io
 import json
 import math
 import os
@@ -17,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from wd_plasticity.config import flat_defaults, flatten
+from wd_plasticity.console import Console, Table
 from wd_plasticity.errors import UserError
 from wd_plasticity.files import locked, write_atomically, write_text
+from wd_plasticity.plain import csv_text, visible
 from wd_plasticity.training import checkpoint
 from wd_plasticity.training.metrics import read_metrics
 from wd_plasticity.training.progress import format_count
@@ -277,11 +275,7 @@ def wide_console(width: int = 160) -> Console:
 
 def _csv(rows: Sequence[dict]) -> str:
   columns = list(rows[0]) if rows else ["member", "weight_decay", "seed", "status"]
-  stream = io.StringIO()
-  writer = csv.DictWriter(stream, columns, lineterminator="\n")
-  writer.writeheader()
-  writer.writerows(rows)
-  return stream.getvalue()
+  return csv_text(columns, ([row[name] for name in columns] for row in rows))
 
 
 def _words(field: str) -> str:
@@ -328,17 +322,17 @@ def _print_table(rows: Sequence[dict], console: Console) -> None:
     text = ", ".join(f"{_words(name)} {value:g}" if isinstance(value, float)
                      else f"{_words(name)} {value}" for name, value in best.values.items())
     seeds = f"mean of {len(best.rows)} seeds" if len(best.rows) > 1 else "one seed"
-    console.print(f"Lowest validation loss: {best.loss:.4f} at {text}, {seeds}.",
-                  highlight=False, soft_wrap=True)
+    console.print(visible(f"Lowest validation loss: {best.loss:.4f} at {text}, {seeds}."),
+                  markup=False, highlight=False, soft_wrap=True)
   copied = {r["member"]: r["status"].removeprefix(_COPY) for r in rows
             if r["status"].startswith(_COPY)}
   if copied:
-    console.print(copies_sentence(copied), style="yellow", markup=False, highlight=False,
+    console.print(visible(copies_sentence(copied)), style="yellow", markup=False, highlight=False,
                   soft_wrap=True)
   for r in rows:
     if r["reason"]:
-      console.print(f"{r['member']} {r['status']}: {r['reason']}", style="red", markup=False,
-                    highlight=False, soft_wrap=True)
+      console.print(visible(f"{r['member']} {r['status']}: {r['reason']}"), style="red",
+                    markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
