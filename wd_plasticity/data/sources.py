@@ -6,7 +6,8 @@ cache can be addressed by content) and iterates its documents as raw text.
 Files are named by globs, comma separated (`**` descends into folders), and read by
 their extension: .txt .text .md .markdown hold one document each, .jsonl and .json
 one JSON object per line, .parquet one row per document; any of them may end in .gz,
-.bz2, .xz or .zst, or be a member of a .tar (.tgz, .txz and the endings above too).
+.bz2, .xz or .zst, or be a member of a .tar (.tgz, .txz and the endings above too), of which three may lie in each
+other.
 A text that is null is an empty document.
 """
 
@@ -32,6 +33,7 @@ _TEXT = (".txt", ".text", ".md", ".markdown")
 _JSON = (".jsonl", ".json")
 _SHORT_TAR = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
 _EXTENSIONS = (*_TEXT, *_JSON, ".parquet", ".tar")
+_DEEPEST = 3  # archives within each other
 
 
 class Source(Protocol):
@@ -187,35 +189,38 @@ def _first_line(e: Exception) -> str:
   return (str(e).splitlines() or [repr(e)])[0]
 
 
-def _read(f: IO[bytes], name: str, shown: str, text_field: str) -> Iterator[str]:
-  """The documents of an open file; `shown` names it in messages."""
+def _read(f: IO[bytes], name: str, shown: str, text_field: str, depth: int = 1) -> Iterator[str]:
+  """The documents of an open file; `shown` names it in messages, `depth` counts archives."""
   kind, compression = file_format(name)
   with reading(shown):
     f = decompressed(f, compression)
     if kind == ".tar":
-      yield from _read_tar(f, shown, text_field)
+      yield from _read_tar(f, shown, text_field, depth)
     elif kind == ".parquet":
       yield from _read_parquet(f, shown, text_field, seekable=shown == name and not compression)
     elif kind in _JSON:
-      yield from _read_json_lines(io.BufferedReader(f), shown, text_field)
+      yield from _read_json_lines(f, shown, text_field)
     else:
-      yield decode(f.read(), shown)
+      yield decode(archives.whole(f, shown), shown)
 
 
-def _read_tar(f: IO[bytes], shown: str, text_field: str) -> Iterator[str]:
+def _read_tar(f: IO[bytes], shown: str, text_field: str, depth: int) -> Iterator[str]:
+  if depth > _DEEPEST:
+    raise UserError(f"{shown} is an archive within {_DEEPEST} others; unpack the outer ones.")
   num_files = 0
   for member, content in archives.tar_members(f):
     hidden = os.path.basename(member.name).startswith(".")
     # Archives often hold a licence or an index beside the data: unknown members are no error.
     if not hidden and file_format(member.name)[0] in _EXTENSIONS:
       num_files += 1
-      yield from _read(content, member.name, f"{shown}!{member.name}", text_field)
+      yield from _read(content, member.name, f"{shown}!{member.name}", text_field, depth + 1)
   if not num_files:
     raise UserError(f"{shown} holds no file that can be read; known extensions are {_known()}.")
 
 
 def _read_parquet(f: IO[bytes], shown: str, text_field: str, seekable: bool) -> Iterator[str]:
-  file = pa.parquet.ParquetFile(f if seekable else io.BytesIO(f.read()),
+  file = pa.parquet.ParquetFile(f if seekable else io.BytesIO(
+      archives.whole(f, shown, archives.LARGEST_TABLE)),
                                 page_checksum_verification=True)
   names = file.schema_arrow.names
   if text_field not in names:
@@ -250,7 +255,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _read_json_lines(f: IO[bytes], shown: str, text_field: str) -> Iterator[str]:
-  for number, line in enumerate(f, 1):
+  for number, line in enumerate(archives.lines(io.BufferedReader(f), shown), 1):
     if not line.strip():
       continue
     place = f"{shown}, line {number}"
