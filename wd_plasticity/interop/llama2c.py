@@ -8,6 +8,7 @@ the head is not tied.
 """
 
 import functools
+import math
 import os
 import re
 import struct
@@ -41,7 +42,7 @@ def read_model(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Any]]:
   width, ffn_width, num_layers, num_heads, num_kv_heads, vocab, length = struct.unpack_from(
       "<7i", data)
   if min(width, ffn_width, num_layers, num_heads, num_kv_heads, length) <= 0 or not vocab or (
-      width % num_heads):
+      width % num_heads or width // num_heads % 2 or num_heads % num_kv_heads):
     raise UserError(f"{path} is not a llama2.c model of version 0 (its header makes no sense).")
   config = ModelConfig(
       num_layers=num_layers, width=width, num_heads=num_heads, num_kv_heads=num_kv_heads,
@@ -66,15 +67,18 @@ def read_model(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Any]]:
   }
   if not config.tied_head:
     shapes["head"] = (config.vocab_size, width)
-  expected = 28 + 4 * sum(int(np.prod(shape)) for shape in shapes.values())
+  expected = 28 + 4 * sum(map(math.prod, shapes.values()))
   if len(data) != expected:
     raise UserError(f"{path} has {len(data)} bytes where its header asks for {expected}; "
                     "it is cut short or not of version 0 in float32.")
   tensors, offset = {}, 28
   for name, shape in shapes.items():
-    count = int(np.prod(shape))
+    count = math.prod(shape)
     tensors[name] = np.frombuffer(data, "<f4", count, offset).reshape(shape).astype(np.float32)
     offset += 4 * count
+    if name != "rope" and not np.isfinite(tensors[name]).all():
+      raise UserError(f"{path}: the tensor {name} holds numbers that are not finite (NaN or "
+                      "infinity); the model has diverged or the file is damaged.")
   tensors["query"] = _half_split(tensors["query"], head_dim)
   tensors["key"] = _half_split(tensors["key"], head_dim)
 
@@ -183,4 +187,4 @@ def _read(path) -> bytes:
   except FileNotFoundError:
     raise UserError(f"There is no file {path}.") from None
   except OSError as e:
-    raise UserError(f"{path} cannot be read ({e.strerror}).") from e
+    raise UserError(f"{path} cannot be read ({e.strerror}); copy it again.") from e

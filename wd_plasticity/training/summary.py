@@ -19,7 +19,7 @@ from rich import box
 from wd_plasticity.config import flat_defaults, flatten
 from wd_plasticity.console import Console, Table
 from wd_plasticity.errors import UserError
-from wd_plasticity.files import locked, write_atomically, write_text
+from wd_plasticity.files import locked, parse_json, write_atomically, write_text
 from wd_plasticity.plain import csv_text, visible
 from wd_plasticity.training import checkpoint
 from wd_plasticity.training.metrics import read_metrics
@@ -60,7 +60,7 @@ def summarise(workdir: str | os.PathLike) -> list[dict]:
   if not workdir.is_dir():
     raise _no_workdir(workdir)
   folders = sorted(p for p in workdir.glob("members/*") if p.is_dir())
-  configs = [flatten(read_json(p / "config.json").get("config", {})) for p in folders]
+  configs = [config_of(p) for p in folders]
   swept = swept_fields(configs)
   rows = [member_row(folder, config, swept)
           for folder, config in zip(folders, configs, strict=True)]
@@ -84,14 +84,37 @@ def read_json(path: Path) -> dict:
     UserError: it is not one.
   """
   try:
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value = parse_json(path.read_bytes())
   except FileNotFoundError:
     return {}
+  except OSError as e:
+    raise UserError(f"{path} cannot be read ({e.strerror}); restore the file or remove it.") from e
   except ValueError:
     value = None
   if not isinstance(value, dict):
     raise UserError(f"{path} does not hold a JSON object; restore the file or remove it.")
   return value
+
+
+def config_of(folder: Path) -> dict:
+  """The flat configuration of a member; empty when it has none.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  path = folder / "config.json"
+  config = read_json(path).get("config", {})
+  config = flatten(config) if isinstance(config, dict) else None
+  if config is None or (config and not _is_member(config)):
+    raise UserError(f"{path} is not the configuration of a member; restore the file or remove it.")
+  return config
+
+
+def _is_member(config: dict) -> bool:
+  """Whether what tells members apart is there and of its types."""
+  decay, seed = config.get("optim.weight_decay"), config.get("seed")
+  return (isinstance(decay, (int, float)) and math.isfinite(decay) and isinstance(seed, int)
+          and not isinstance(config.get("train.steps"), (list, str)))
 
 
 def swept_fields(configs: Sequence[dict]) -> list[str]:
@@ -190,8 +213,11 @@ def total_steps(folder: Path, config: dict) -> int | None:
   Raises:
     UserError: its plan is damaged.
   """
-  return (read_json(folder / "plan.json").get("steps") or config.get("train.steps")
-          or _steps_of_checkpoints(folder / "checkpoints"))
+  planned = read_json(folder / "plan.json").get("steps")
+  if planned is not None and not isinstance(planned, int):
+    raise UserError(f"{folder / 'plan.json'} does not say its steps as a whole number; restore the "
+                    "file or remove it.")
+  return planned or config.get("train.steps") or _steps_of_checkpoints(folder / "checkpoints")
 
 
 def _steps_of_checkpoints(directory: Path) -> int | None:
