@@ -98,8 +98,8 @@ def files(kind: str, path: str) -> list[str]:
       paths = [os.path.join(path, name) for name in names]
       if all(map(os.path.isfile, paths)):
         return paths
-    raise UserError(f"data.tokenizer.path={path!r} must be a folder with encoder.json and "
-                    "vocab.bpe, or vocab.json and merges.txt.")
+    raise UserError(f"data.tokenizer.path={path!r} is not a tokenizer of GPT-2; it must be a "
+                    "folder with encoder.json and vocab.bpe, or vocab.json and merges.txt.")
   if kind == "saved":
     load(path)  # raises when it is not complete
     names = (_META, "tokenizer.json", "tokenizer.model")

@@ -179,7 +179,8 @@ def _files(path: Path) -> dict[str, Stored]:
         f"{path} has only pickle files (pytorch_model.bin), which can run any code and are not "
         "read here; load it with transformers where you trust it and write it again by "
         "save_pretrained(..., safe_serialization=True).")
-  raise UserError(f"{path} has neither {_SINGLE} nor {_INDEX}.")
+  raise UserError(f"{path} has neither {_SINGLE} nor {_INDEX}; give a directory that transformers' "
+                  "save_pretrained has written.")
 
 
 def _indexed(path: Path) -> dict[str, Stored]:
@@ -191,7 +192,8 @@ def _indexed(path: Path) -> dict[str, Stored]:
   shards = {}
   for shard in sorted(set(places.values())):
     if os.path.basename(shard) != shard or shard in ("", ".", ".."):
-      raise UserError(f"{path / _INDEX} names {shard}, which is outside of its directory.")
+      raise UserError(f"{path / _INDEX} names {shard}, which is outside of its directory; "
+                      "get the model from another place.")
     if not (path / shard).exists():
       raise UserError(f"{path} lacks {shard}, one of the {len(set(places.values()))} files that "
                       f"{_INDEX} names; copy it again.")
