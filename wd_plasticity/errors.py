@@ -11,6 +11,8 @@ import sys
 
 from absl import logging
 
+from wd_plasticity import plain
+
 
 class UserError(Exception):
   """A wrong input. The message says what is wrong and what to do about it."""
@@ -73,7 +75,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 def exit_with(error: object):
   """Ends the program with the sentence of a user's mistake."""
-  print(f"error: {error}", file=sys.stderr, flush=True)
+  print(f"error: {plain.one_line(error)}", file=sys.stderr, flush=True)
   sys.exit(EXIT_USER_ERROR)
 
 
@@ -82,6 +84,11 @@ def run(main, argv=None):
 
   `--verbosity=1` shows the traceback of a failure of the system as well.
   """
+  with plain.output():
+    _run(main, argv)
+
+
+def _run(main, argv):
   try:
     return main(argv)
   except UserError as e:

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
-from rich.table import Table
 
+from wd_plasticity.console import Console, Table
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals import lm_eval_tasks as harness
 from wd_plasticity.evals import program

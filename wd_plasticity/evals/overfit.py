@@ -17,7 +17,6 @@ side is of all of them, and `share_read` is empty.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +31,7 @@ from wd_plasticity.errors import UserError
 from wd_plasticity.evals import overfit_plot, overfit_summary, program, record_losses
 from wd_plasticity.evals.results import finite
 from wd_plasticity.evals.targets import Target
-from wd_plasticity.files import write_json
+from wd_plasticity.files import parse_json, write_json
 from wd_plasticity.training import distributed
 
 ITEM = "losses"
@@ -129,10 +128,12 @@ def _training_counts(session: program.Session, prepared, vocab_size: int) -> np.
   """Occurrences of each token id in the training corpus [V], counted once per data set."""
   path = session.results.directory / f"token_counts_{prepared.fingerprint[:16]}.json"
   try:
-    known = json.loads(path.read_text(encoding="utf-8"))
+    known = parse_json(path.read_bytes())
     if known["data_fingerprint"] == prepared.fingerprint and len(known["counts"]) == vocab_size:
-      return np.array(known["counts"], np.int64)
-  except (OSError, ValueError, KeyError, TypeError):
+      counts_V = np.array(known["counts"])
+      if counts_V.shape == (vocab_size,) and counts_V.dtype.kind == "i" and counts_V.min() >= 0:
+        return counts_V
+  except (OSError, ValueError, KeyError, TypeError, ArithmeticError):
     pass  # it only saves time: count again when it is missing or damaged
   session.print("counting the tokens of the training corpus")
   # The parts of prepared.training_records, which are read in chunks without a copy.
