@@ -193,7 +193,9 @@ class ChunkTrainer:
   def _eval_sets(self) -> dict:
     train = self.config.train
     shares = mesh_lib.row_shares(self.program.mesh)
-    batch_size = -(-min(train.eval_sequences, train.global_batch_size) // shares) * shares
+    # No more rows than a micro-batch has, which fits with its backward pass.
+    rows = train.global_batch_size // self.program.options.accumulate_steps
+    batch_size = -(-min(train.eval_sequences, rows) // shares) * shares
     place = mesh_lib.BatchPlacer(self.program.mesh, 1, batch_size,
                                  spec=jax.sharding.PartitionSpec(None, *mesh_lib.ROWS))
     sets = {}
