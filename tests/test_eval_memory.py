@@ -273,9 +273,9 @@ def _same(one, other, item, **tolerance):
 
 
 @pytest.mark.slow
-def test_fine_tuning_goes_on_in_micro_batches(trained, tmp_path, monkeypatch):
+def test_fine_tuning_goes_on_in_micro_batches(trained, tmp_path, monkeypatch, capsys):
   write_task(tmp_path)
-  fields = dict(epochs=2, batch_size=24, replay=ConfigDict(dict(fraction=0.25)))
+  fields = dict(epochs=2, batch_size=24, max_length=40, replay=ConfigDict(dict(fraction=0.25)))
   want = _run("finetune", trained, tmp_path / "a", _config(tmp_path, **fields))
   init, made = TuneProgram.__init__, []
 
@@ -288,6 +288,8 @@ def test_fine_tuning_goes_on_in_micro_batches(trained, tmp_path, monkeypatch):
   monkeypatch.setattr(TuneProgram, "__init__", limited)
   got = _run("finetune", trained, tmp_path / "b", _config(tmp_path, **fields))
   assert made == [(2, 1), (1, 1), (1, 2)] and got.parts == 2
+  said = capsys.readouterr().out
+  assert "note: 24 of 24 training examples are longer than is read, and were cut." in said
   for target in want.targets:
     a, b = (s.results.load(target, "labelled")["values"] for s in (want, got))
     for x, y in zip(a["curve"], b["curve"], strict=True):

@@ -197,8 +197,10 @@ class Tuning:
     if not config.reward_model:
       return None
     from wd_plasticity.reward.model import load_reward_model
-    return self._cached(("reward", config.reward_model),
-                        lambda: load_reward_model(config.reward_model, self.session.mesh))
+    model = self._cached(("reward", config.reward_model),
+                         lambda: load_reward_model(config.reward_model, self.session.mesh))
+    model.parts = self.session.parts
+    return model
 
 
 def _values(plan: Plan, m: int, before: dict, tuned: tuner.Tuned, after: dict) -> dict[str, Any]:
