@@ -109,3 +109,50 @@ def locked(path: str | os.PathLike) -> filelock.BaseFileLock:
   path.parent.mkdir(parents=True, exist_ok=True)
   # Like the files themselves, usable by a group that shares the folder.
   return filelock.FileLock(path.with_name(f".{path.name}.lock"), mode=0o664)
+
+
+def is_plain_name(text: Any) -> bool:
+  """Whether a text can be one name in a folder: no path, nothing hidden, nothing unprintable."""
+  return (isinstance(text, str) and text.isprintable() and 0 < len(os.fsencode(text)) <= 200
+          and not text.startswith(".") and "/" not in text and "\\" not in text)
+
+
+def check_place(folder: str | os.PathLike) -> None:
+  """Refuses a folder in which checkpoints cannot be kept.
+
+  Raises:
+    UserError: a backslash is in its path: TensorStore, which writes the arrays, takes it for a
+      slash, and they would lie elsewhere.
+  """
+  if "\\" in os.path.abspath(folder):
+    raise UserError(f"{os.path.abspath(folder)} has a backslash in its path, with which "
+                    "checkpoints cannot be written or read; give a folder without.")
+
+
+class HeldFolder:
+  """A folder that must stay where it was when this was made."""
+
+  def __init__(self, path: str | os.PathLike):
+    self.path = Path(path).absolute()
+    # Open, so that no other folder can be taken for this one by its number.
+    self._open = os.open(self.path, os.O_RDONLY)
+
+  def is_there(self) -> bool:
+    if self._open is None:  # closed
+      return self.path.is_dir()
+    try:
+      return os.path.samestat(os.fstat(self._open), os.stat(self.path))
+    except OSError:
+      return False
+
+  def check(self) -> None:
+    """Raises UserError when it was moved, deleted or replaced."""
+    if not self.is_there():
+      raise UserError(f"{self.path} was moved or deleted while the run was under way; bring it "
+                      "back and run the same command again, which goes on from its last "
+                      "checkpoint.")
+
+  def close(self) -> None:
+    if self._open is not None:
+      os.close(self._open)
+      self._open = None

@@ -13,9 +13,8 @@ from wd_plasticity.data.prepare import Prepared
 from wd_plasticity.files import locked, write_json
 from wd_plasticity.members import Member
 from wd_plasticity.plan import Plan
-from wd_plasticity.training import distributed
+from wd_plasticity.training import distributed, resume
 from wd_plasticity.training import mesh as mesh_lib
-from wd_plasticity.training.checkpoint import finished_steps
 from wd_plasticity.training.loop import Chunk, ChunkTrainer, StopSignal
 from wd_plasticity.training.progress import Progress
 from wd_plasticity.training.step import Program, StepOptions
@@ -42,24 +41,12 @@ def train(groups: Sequence[tuple[Sequence[Member], Sequence[Plan], Prepared]],
       size = _members_at_once(members, plans[0], programs, workdir, progress)
       by_name = {m.name: p for m, p in zip(members, plans, strict=True)}
       for chunk in members_lib.chunks(members, size):
-        for part in _parts(chunk, plans[0].steps, workdir):
+        # Each part runs in the program of the whole chunk, so that its bits are the same.
+        for start, part in resume.parts(chunk, plans[0].steps, prepared, workdir, progress.print):
           part_plans = [by_name[m.name] for m in part]
-          ChunkTrainer(Chunk(part, part_plans, programs(size), prepared, workdir),
+          ChunkTrainer(Chunk(part, part_plans, programs(size), prepared, workdir, start),
                        progress, stop, done).run()
           done += len(part) * plans[0].steps
-
-
-def _parts(chunk, steps, workdir) -> list[list[Member]]:
-  """The members of a chunk by how far they are: finished, under way, not yet started.
-
-  They differ when a sweep has grown, or when a chunk was killed during its first save.
-  Each part runs in the program of the whole chunk, so that its bits are the same.
-  """
-  stages = {}
-  for member in chunk:
-    done = finished_steps(workdir / "members" / member.name / "checkpoints")
-    stages.setdefault(2 if steps in done else 1 if done else 0, []).append(member)
-  return [stages[stage] for stage in sorted(stages, reverse=True)]
 
 
 class _Programs:
@@ -98,9 +85,7 @@ def _members_at_once(members, plan, programs, workdir, progress) -> int:
   known = json.loads(record.read_text()) if record.exists() else {}
   if key not in known:
     size = _trial(members, plan, programs, smallest, progress)
-    if distributed.is_first():
-      size = _remember(record, key, size)
-    known[key] = _told_by_first(size)
+    known[key] = distributed.told_by_first(lambda: _remember(record, key, size))
   return known[key]
 
 
@@ -111,14 +96,6 @@ def _remember(record: pathlib.Path, key: str, size: int) -> int:
     if key not in known:
       write_json(record, known | {key: size})
     return known.get(key, size)
-
-
-def _told_by_first(value: int) -> int:
-  """The value that the first process has, in all processes."""
-  if jax.process_count() == 1:
-    return value
-  from jax.experimental import multihost_utils
-  return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def _trial(members, plan, programs, smallest, progress) -> int:
