@@ -78,25 +78,34 @@ def read_json(path: str | os.PathLike, what: str, advice: str,
     FileNotFoundError: there is no such file.
     UserError: it cannot be read, is not JSON, or lacks a field.
   """
-  def wrong(why):
-    return UserError(f"{path} is not {what} ({why}); {advice}.")
   try:
     value = parse_json(Path(path).read_bytes())
   except FileNotFoundError:
     raise
   except OSError as e:
-    raise wrong(e.strerror) from e
+    raise _wrong(path, what, e.strerror, advice) from e
   except ValueError as e:
-    raise wrong(e) from e
-  if fields is not None and not isinstance(value, dict):
-    raise wrong("not an object")
-  for name, kind in (fields or {}).items():
+    raise _wrong(path, what, e, advice) from e
+  if fields is not None:
+    check_fields(value, path, what, advice, fields)
+  return value
+
+
+def check_fields(value: Any, path: str | os.PathLike, what: str, advice: str,
+                 fields: Mapping[str, type | tuple[type, ...]]) -> None:
+  """Raises UserError, as `read_json`, when a value of a file is no object with these fields."""
+  if not isinstance(value, dict):
+    raise _wrong(path, what, "not an object", advice)
+  for name, kind in fields.items():
     if name not in value:
-      raise wrong(f"it has no {name!r}")
+      raise _wrong(path, what, f"it has no {name!r}", advice)
     # JSON's true and false are numbers to Python.
     if not isinstance(value[name], kind) or (isinstance(value[name], bool) and kind is not bool):
-      raise wrong(f"its {name!r} is of the wrong type")
-  return value
+      raise _wrong(path, what, f"its {name!r} is of the wrong type", advice)
+
+
+def _wrong(path, what, why, advice) -> UserError:
+  return UserError(f"{path} is not {what} ({why}); {advice}.")
 
 
 def locked(path: str | os.PathLike) -> filelock.BaseFileLock:

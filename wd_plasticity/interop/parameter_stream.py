@@ -19,7 +19,8 @@ from orbax.checkpoint import v1 as ocp
 from wd_plasticity.errors import UserError
 from wd_plasticity.interop.transformers_weights import Place, parameter_shapes
 from wd_plasticity.training import stored_state
-from wd_plasticity.training.checkpoint import MemberCheckpoints, StoredCheckpoint, orbax_context
+from wd_plasticity.training.checkpoint import MemberCheckpoints, StoredCheckpoint
+from wd_plasticity.training.orbax_arrays import orbax_context
 
 PIECE_BYTES = 32 * 2**20  # about what is in memory at once
 

@@ -9,18 +9,15 @@ writes checksums and deletes.
 import concurrent.futures
 import contextlib
 import errno
-import logging
 import os
-import pathlib
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
-from etils import epath
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import Sharding
 from orbax.checkpoint import v1 as ocp
 
 import wd_plasticity
@@ -28,11 +25,19 @@ from wd_plasticity import errors
 from wd_plasticity.errors import UserError
 from wd_plasticity.files import HeldFolder, check_place
 from wd_plasticity.training import distributed, stored_state
+from wd_plasticity.training.orbax_arrays import (
+  causes,
+  first_device,
+  load_arrays,
+  messages,
+  orbax_context,
+  placed,
+  stored_shapes,
+)
 from wd_plasticity.training.stored_state import (
   CONTENTS,
   FORMAT,
   FORMAT_VERSION,
-  RefusedCheckpoint,
   finished_steps,
   read_meta,
 )
@@ -44,16 +49,6 @@ _IN_WORDS = {os.strerror(n): n for n in (*errors.NO_SPACE, *errors.NOT_WRITABLE,
                                          errno.EIO, errno.ESTALE, errno.ENOTDIR)}
 
 PyTree = Any
-
-
-def _is_not_orbax(record: logging.LogRecord) -> bool:
-  return "orbax" not in record.pathname and "orbax" not in record.getMessage()
-
-
-# What orbax logs about a failure it also raises, and its tracebacks would bury the one
-# sentence that is made of it.
-for _name in ("absl", "asyncio"):
-  logging.getLogger(_name).addFilter(_is_not_orbax)
 
 
 class MemberCheckpoints:
@@ -184,8 +179,8 @@ class MemberCheckpoints:
     meta = read_meta(path)
     if verify:
       stored_state.verify(path, CONTENTS)
-    return (_load_arrays(path, "params", _placed(abstract_params)),
-            _load_arrays(path, "opt_state", _placed(abstract_opt_state)),
+    return (load_arrays(path, "params", placed(abstract_params)),
+            load_arrays(path, "opt_state", placed(abstract_opt_state)),
             stored_state.read_item(path, "position"), meta)
 
   def read_meta(self, step: int) -> dict:
@@ -217,11 +212,11 @@ class MemberCheckpoints:
       self._clear_unfinished()  # a full disk gets back what the failed save took
     if isinstance(error, UserError):
       return error
-    for e in _causes(error):
+    for e in causes(error):
       if isinstance(e, OSError) and e.errno:
         return OSError(e.errno, os.strerror(e.errno), str(e.filename or self.directory))
     for words, number in _IN_WORDS.items():
-      if words in _messages(error):
+      if words in messages(error):
         return OSError(number, words, str(self.directory))
     return error
 
@@ -266,18 +261,14 @@ class StoredCheckpoint:
         for the first local device.
     """
     self.check_params()
-    try:
-      with orbax_context():
-        stored = ocp.metadata(self.directory, checkpointable_name="params").metadata
-    except Exception as e:
-      raise _load_error(self.directory, e, "params") from e
+    stored = stored_shapes(self.directory, "params")
     if shardings is None or isinstance(shardings, Sharding):
       one = shardings
-      shardings = jax.tree.map(lambda _: one or _first_device(), stored)
+      shardings = jax.tree.map(lambda _: one or first_device(), stored)
     abstract = jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
         stored, shardings)
-    return _load_arrays(self.directory, "params", abstract)
+    return load_arrays(self.directory, "params", abstract)
 
 
 def open_checkpoint(path: str | os.PathLike, step: int | None = None) -> StoredCheckpoint:
@@ -325,95 +316,6 @@ def check_space(directory: str | os.PathLike, bytes_needed: int) -> None:
         f"the checkpoints need {bytes_needed / 1e9:.2f} GB and the disk of {directory} has "
         f"{free / 1e9:.2f} GB free; free some, give another --workdir or keep fewer "
         "checkpoints (--config.checkpoint.keep_at).")
-
-
-class _LiteralPath(type(epath.Path("/"))):
-  """A path whose own characters are no pattern: orbax finds files by `glob` below it."""
-
-  def glob(self, pattern: str) -> Iterator["_LiteralPath"]:
-    for path in pathlib.Path(os.fspath(self)).glob(pattern):
-      yield type(self)(path)
-
-
-def orbax_context() -> ocp.Context:
-  """Settings for every call of orbax.
-
-  Position and meta are JSON files, not trees of arrays; a save is made atomic by a rename,
-  whatever a version of orbax would choose.
-  """
-  context = ocp.Context()
-  registry = ocp.handlers.local_registry()
-  for name in ("position", "meta"):
-    registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
-  context.checkpointables.registry = registry
-  context.atomicity.mode = ocp.options.AtomicityMode.ATOMIC_RENAME
-  context.file.path_class = _LiteralPath
-  return context
-
-
-def _first_device() -> Sharding:
-  return SingleDeviceSharding(jax.local_devices()[0])
-
-
-def _placed(abstract: PyTree) -> PyTree:
-  """Gives every leaf a sharding: without one orbax takes the saving run's devices."""
-  return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(
-          x.shape, x.dtype, sharding=getattr(x, "sharding", None) or _first_device()), abstract)
-
-
-def _load_arrays(directory: Path, item: str, abstract: PyTree) -> PyTree:
-  """Reads one item of arrays. Items of one call would hide each other's errors."""
-  try:
-    with orbax_context():
-      return ocp.load(directory, abstract, checkpointable_name=item)
-  except Exception as e:
-    raise _load_error(directory, e, item, abstract) from e
-
-
-def _load_error(directory: Path, error: Exception, item: str,
-                abstract: PyTree | None = None) -> Exception:
-  """What a failed read means to the user: out of memory, other shapes, or damage."""
-  if isinstance(error, UserError) or errors.is_out_of_memory(error):
-    return error
-  different = _first_difference(directory, item, abstract)
-  if different:
-    return UserError(f"the checkpoint {directory} does not fit this configuration: {different}; "
-                     "use the configuration it was trained with or another --workdir.")
-  return RefusedCheckpoint(directory, f"{item} cannot be read")
-
-
-def _first_difference(directory: Path, item: str, abstract: PyTree | None) -> str:
-  """The first array whose stored shape is not the wanted one; '' when none can be told."""
-  if abstract is None:
-    return ""
-  try:
-    with orbax_context():
-      stored = ocp.metadata(directory, checkpointable_name=item).metadata
-  except Exception:  # what names the shapes is damaged too
-    return ""
-  if stored is None:
-    return ""
-  have, want = ({jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-                 for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-                for tree in (stored, abstract))
-  for name in want | have:
-    if want.get(name) != have.get(name):
-      return (f"{item} {name} has shape {have.get(name, 'nothing')} there and "
-              f"{want.get(name, 'nothing')} here")
-  return ""
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-  """An error and those that caused it."""
-  while error is not None:
-    yield error
-    yield from getattr(error, "exceptions", ())
-    error = error.__cause__ or error.__context__
-
-
-def _messages(error: BaseException) -> str:
-  return "\n".join(str(e) for e in _causes(error))
 
 
 def _looks_like_step(path: Path) -> bool:
