@@ -47,6 +47,8 @@ def parts(members: Sequence[Member], steps: int, prepared: Prepared, workdir: Pa
         lambda step=step, lower=lower: int(all(
             _has_before(member, step, lower, steps, prepared, workdir)
             for member in stand[step]))):
+      tell(f"{', '.join(m.name for m in stand[step])} is at step {step} and goes back to step "
+           f"{lower}, the save before, from which all of its group go on together.")
       stand[lower] = [m for m in members if m in stand[step] or m in stand[lower]]
       del stand[step]
   return sorted(stand.items(), key=lambda item: item[0], reverse=True)
