@@ -178,7 +178,7 @@ def read_item(directory: Path, item: str) -> Any:
   except OSError as e:
     raise RefusedCheckpoint(directory, f"its {name} cannot be read ({e.strerror})") from e
   except ValueError as e:
-    raise RefusedCheckpoint(directory, f"its {name} is damaged ({e})") from e
+    raise RefusedCheckpoint(directory, f"its {name} is damaged: it {e}") from e
   files = _checksums(directory)
   if files is not None:
     what = _difference(directory, name, files)
