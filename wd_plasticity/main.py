@@ -92,7 +92,7 @@ def _prepare(config: ConfigDict, workdir: pathlib.Path):
   if distributed.is_first():
     prepared = prepare(config.data, cache, report)
   distributed.barrier("data are prepared")
-  return prepared if distributed.is_first() else prepare(config.data, cache, report)
+  return prepared if distributed.is_first() else prepare(config.data, cache, report, verify=False)
 
 
 def _show_cpu_devices(config: ConfigDict):

@@ -4,6 +4,7 @@ import os
 import re
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from wd_plasticity.errors import UserError
@@ -81,3 +82,26 @@ def barrier(name: str):
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
     multihost_utils.sync_global_devices(name)
+
+
+def told_by_first(decide) -> int:
+  """The whole number that `decide()` gives in the first process, in all processes.
+
+  Raises:
+    UserError: in all processes, when `decide` raised in the first.
+  """
+  if jax.process_count() == 1:
+    return decide()
+  from jax.experimental import multihost_utils
+  value, error = -1, None
+  if is_first():
+    try:
+      value = decide()
+    except Exception as e:  # the others wait for an answer
+      error = e
+  value = int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+  if error is not None:
+    raise error
+  if value < 0:
+    raise UserError("the first process cannot go on; it says why.")
+  return value
