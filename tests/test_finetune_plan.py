@@ -12,9 +12,8 @@ from test_finetuning import MODEL, TEMPLATE, _config, write_task
 from wd_plasticity import members as members_lib
 from wd_plasticity.data.tokenizers import ByteTokenizer
 from wd_plasticity.errors import UserError
-from wd_plasticity.evals import checks
+from wd_plasticity.evals import checks, finetune, finetune_plan, finetune_summary
 from wd_plasticity.evals import config as eval_config
-from wd_plasticity.evals import finetune, finetune_plan, finetune_summary
 from wd_plasticity.evals.split_evaluation import SplitEvaluation
 from wd_plasticity.finetuning.batches import ExampleBatches
 from wd_plasticity.finetuning.examples import Template

@@ -141,15 +141,18 @@ def _refuse_repeated(arguments: Sequence[str]) -> None:
 
 
 def _unknown_field(argv: Sequence[str]) -> str:
-  """The sentence on a field of --config.FIELD that is not known; '' when all are."""
-  config = flags.FLAGS["config"].parser.read if "config" in flags.FLAGS else None
-  if config is None:
+  """The sentence on a --config.FIELD that is not known, or has no --config; '' when all is well."""
+  fields = [a for a in argv[1:] if re.match(r"--?(no)?config\.", a)]
+  if "config" not in flags.FLAGS or not fields:
     return ""
+  config = flags.FLAGS["config"].parser.read
+  if config is None:
+    return f"--config=FILE is missing; it comes before {fields[0]}, which sets a field of it."
   known = flatten(config.to_dict())
   sections = {field.rpartition(".")[0] for field in known}
-  for argument in argv[1:]:
+  for argument in fields:
     match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
-    if match and match[1] not in known and match[1] not in sections:
+    if match[1] not in known and match[1] not in sections:
       return f"--config.{match[1]}: {typed_config.unknown_field(match[1], known)}"
   return ""
 

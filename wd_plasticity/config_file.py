@@ -3,6 +3,7 @@
 import inspect
 import linecache
 import pathlib
+import re
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -47,7 +48,7 @@ def get_config(filename: str, program: str = "") -> Any:
     where = f"configs/{program}.py" if program else "configs/quickstart.py"
     raise UserError(f"{path} is not a configuration of this program but of {other}; "
                     f"--config={where} is one.")
-  return config.lock()
+  return config.unlock().lock()  # also sections that the file has put in
 
 
 def load_function(filename: str, name: str) -> Callable | None:
@@ -153,7 +154,7 @@ def _said(error: BaseException) -> str:
       said, AttributeError | KeyError):  # ml_collections has one in the other
     said = said.args[0]
   try:
-    text = one_line(str(said))
+    text = re.sub(r"[\w.<>]*<locals>\.", "", one_line(str(said)))  # of functions of ours
   except Exception:
     text = ""
   kind = "" if said is not error and " " in text else type(error).__name__

@@ -159,7 +159,7 @@ def _override(config: ConfigDict, point: Mapping[str, Any]) -> ConfigDict:
                       f"{typed_config.unknown_field(field, flatten(config.to_dict()))}")
     if wrong := typed_config.wrong_type(section[last], value):
       raise UserError(f"sweep(add) sets {field}={value!r}, which has the wrong type: it must be "
-                      f"{wrong}; the default is {section[last]!r}.")
+                      f"{wrong}.")
     section[last] = value
   return config.copy_and_resolve_references()
 

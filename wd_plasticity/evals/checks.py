@@ -48,7 +48,7 @@ def check(program: str, points: Sequence[Member]) -> None:
 
 def _check_tasks(config: ConfigDict) -> None:
   if not config.tasks:
-    raise UserError("tasks is empty and names no task; give some, such as "
+    raise UserError("tasks is empty; name some, such as "
                     f"--config.tasks=\"('{'arc_easy' if 'limit' in config else 'sst2'}',)\".")
   for name in config.tasks:
     if config.tasks.count(name) > 1:

@@ -101,7 +101,7 @@ def load_evals(declare: Callable | None, argument: str | None) -> list[Eval]:
       raise UserError(f"evals(add) adds {program} twice; one configuration can name all its tasks.")
     typed_config.check(config, f"the configuration of {program}")
     added = Eval(config.copy_and_resolve_references(), _points(sweep), _minutes(minutes))
-    checks.check(program, expand(config, _sweep_of(added), alone=()))
+    checks.check(program, expand(config, sweep_of(added), alone=()))
     evals.append(added)
   declare(add) if argument is None else declare(add, argument)
   if not evals:
@@ -133,7 +133,7 @@ def read_tasks(e: Eval) -> list[str]:
   Raises:
     UserError: an impossible field, an unknown task, or files that cannot be read.
   """
-  checks.check(e.program, expand(e.config, _sweep_of(e), alone=()))
+  checks.check(e.program, expand(e.config, sweep_of(e), alone=()))
   if e.program == "lm_eval":
     return lm_eval_tasks.read(e.config)
   found = []
@@ -243,5 +243,6 @@ def _literal(value: Any) -> str:
   return text
 
 
-def _sweep_of(e: Eval) -> Callable | None:
+def sweep_of(e: Eval) -> Callable | None:
+  """The points of an eval as a function `sweep(add)`."""
   return (lambda add: [add(point) for point in e.sweep]) if e.sweep else None
