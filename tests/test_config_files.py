@@ -107,9 +107,9 @@ def test_configurations_of_evals_are_refused_alike(tmp_path, program):
 
 
 def test_what_is_right_is_taken(tmp_path):
-  path = _write(tmp_path, "config.optim.learning_rate, config.model.rope_scaling = 1, [8, 1, 4, 64]"
-                "; config.optim.decay.multipliers.mine = 2; config.optim.schedule.update(name='wsd')"
-                "; config.data = dict(config.data, train='x')")
+  path = _write(tmp_path, "config.optim.learning_rate, config.model.rope_scaling = 1, [8, 1, 4, 64]; "
+                "config.optim.decay.multipliers.mine = 2; "
+                "config.optim.schedule.update(name='wsd'); config.data = dict(config.data, train='x')")
   config = config_file.get_config(path)
   assert type(config.optim.learning_rate) is float and config.model.rope_scaling == (8, 1, 4, 64)
   assert config.optim.decay.multipliers.mine == 2.0 and config.optim.schedule.name == "wsd"
@@ -177,9 +177,10 @@ def test_places_that_are_no_config_files(tmp_path):
 
 def test_arguments_go_to_functions_that_take_them(tmp_path):
   path = _write(tmp_path, rest="def sweep(add):\n  add({'seed': 1})\n")
-  _refused(lambda: config_file.get_config(f"{path}:size=1b"), "does not take the argument 'size=1b'")
+  _refused(lambda: config_file.get_config(f"{path}:size=1b"), "not take the argument 'size=1b'")
   path = _write(tmp_path, "config.name = a", parameters="a",
-                rest="def sweep(add, a=None):\n  add({'name': str(a)})\n\ndef evals(add):\n  add(1)\n")
+                rest="def sweep(add, a=None):\n  add({'name': str(a)})\n\n"
+                     "def evals(add):\n  add(1)\n")
   _refused(lambda: config_file.get_config(path), "needs an argument", ":ARGUMENT")
   assert config_file.get_config(f"{path}:b:c").name == "b:c"
   points = []
@@ -324,7 +325,8 @@ def test_fields_that_refer_to_others_follow_them_in_a_sweep(tmp_path):
 _MISTAKES = [
     (["--config"], "Missing value"), (["--config="], "names no file"),
     (["--config=none.py"], "there is no config file none.py"),
-    (["--config.seed=1"], "--config=FILE is missing"), (["--config", "{x}", "--config.seed"], "Missing value"),
+    (["--config.seed=1"], "--config=FILE is missing"),
+    (["--config", "{x}", "--config.seed"], "Missing value"),
     (["--config={x}", "--config.seed=abc"], "--config.seed=abc"),
     (["--config={x}", "--config.seed="], "--config.seed="),
     (["--config={x}", "--config.seed=1.5"], "1.5"),

@@ -86,7 +86,7 @@ EVALS = {
         "max_test": _COUNT,
         "seed": _SEED,
         "held_out": "(0, 1)",
-        "inverse_strengths": "[1e-12, 1e12]",
+        "inverse_strengths": "[1e-9, 1e9]",
         "batch_tokens": "[1, 1e9]",
     },
     "finetune": _SHARED | {

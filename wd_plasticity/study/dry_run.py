@@ -33,7 +33,9 @@ def check(members: Sequence[Member], evals: Sequence[Eval]) -> None:
   num_devices = jax.device_count()
   plans = [make_plan(m.config, num_devices, config.sweep.members_at_once or 1) for m in members]
   for e in evals:
-    devices = max(1, e.config.mesh.cpu_devices) if jax.default_backend() == "cpu" else num_devices
+    devices = num_devices
+    if jax.default_backend() == "cpu":  # whose devices each program makes for itself
+      devices = e.config.mesh.cpu_devices or (1 if config.mesh.cpu_devices else num_devices)
     try:
       mesh.axis_sizes(e.config.mesh, devices)
       for member, plan in zip(members, plans, strict=True):
