@@ -107,9 +107,10 @@ def test_configurations_of_evals_are_refused_alike(tmp_path, program):
 
 
 def test_what_is_right_is_taken(tmp_path):
-  path = _write(tmp_path, "config.optim.learning_rate, config.model.rope_scaling = 1, [8, 1, 4, 64]; "
-                "config.optim.decay.multipliers.mine = 2; "
-                "config.optim.schedule.update(name='wsd'); config.data = dict(config.data, train='x')")
+  path = _write(tmp_path, "config.optim.learning_rate, config.model.rope_scaling = 1, [8, 1, 4, 64]"
+                "; config.optim.decay.multipliers.mine = 2"
+                "; config.optim.schedule.update(name='wsd')"
+                "; config.data = dict(config.data, train='x')")
   config = config_file.get_config(path)
   assert type(config.optim.learning_rate) is float and config.model.rope_scaling == (8, 1, 4, 64)
   assert config.optim.decay.multipliers.mine == 2.0 and config.optim.schedule.name == "wsd"

@@ -11,7 +11,7 @@ from wd_plasticity.errors import UserError
 from wd_plasticity.evals import lm_eval_tasks, split_evaluation
 from wd_plasticity.evals.config import check_points
 from wd_plasticity.finetuning import lora
-from wd_plasticity.finetuning.examples import PROMPT
+from wd_plasticity.finetuning.examples import PROMPT, SHORTEST
 from wd_plasticity.limits import choose
 from wd_plasticity.members import Member
 from wd_plasticity.models.config import CHOICES
@@ -73,7 +73,7 @@ def _check_finetune(config: ConfigDict) -> None:
     raise UserError(f"template={config.template!r} must contain {PROMPT} once, such as "
                     r"'Human: {prompt}\nAssistant:'.")
   # A word is a token or more; a prompt and a response have one at least.
-  needed = len(config.template.replace(PROMPT, " ").split()) + 2
+  needed = max(SHORTEST, len(config.template.replace(PROMPT, " ").split()) + 2)
   if 0 < config.max_length < needed:
     raise UserError(f"max_length={config.max_length} is too short for the template, a prompt and a "
                     f"response, {needed} tokens or more; set it to 0 for that of pretraining.")
