@@ -320,6 +320,18 @@ def test_fields_that_refer_to_others_follow_them_in_a_sweep(tmp_path):
   _refused(lambda: config_file.get_config(path), "ffn_width=320.0 must be a whole number")
 
 
+def test_the_sweep_of_an_eval_does_not_lose_what_follows():
+  def evals(*points):
+    def declare(add):
+      config = eval_config.finetune_config()
+      config.max_test = config.get_ref("max_train")
+      add(config, sweep=points)
+    return study_plan.load_evals(declare, None)
+  _refused(lambda: evals({"max_train": 8}), "sets max_train, which other fields follow")
+  e, = evals({"epochs": 2})
+  assert e.config.max_test == 0
+
+
 # Command lines.
 
 
@@ -368,6 +380,23 @@ def test_a_command_line_is_right_or_a_sentence(tmp_path):
     before = f"wd_plasticity.main {' '.join(arguments)}: "
     assert line.startswith(before) and words in line.removeprefix(before), line
     assert len(line) < 700 and "Traceback" not in line, line
+
+
+@pytest.mark.parametrize("text", ["", "a", "0-", "-1", "1-0", "9", "0-99999999999", "0,,1", "²",
+                                  "9" * 5000])
+def test_members_that_are_not_there(text):
+  made = members.expand(default_config(), lambda add: [add({"seed": s}) for s in range(3)])
+  _refused(lambda: members.select(made, text[:100]), "members")
+  assert members.select(made, "2, 0-1") == [0, 1, 2] == members.select(made, "all")
+
+
+@pytest.mark.parametrize("text, words", [
+    ("size=1b,size=4b", "size is given twice"), ("sise=1b", "'sise' is not known"),
+    ("tpp=many", "not of type int"), ("long=3", "not of type bool"), ("long={}", "of type bool")])
+def test_arguments_of_a_config_file(text, words):
+  defaults = dict(size="1b", tpp=20, long=False)
+  _refused(lambda: cli.parse_arguments(text, **defaults), words)
+  assert cli.parse_arguments("tpp=3,long=True", **defaults) == dict(size="1b", tpp=3, long=True)
 
 
 def test_a_flag_file_that_is_not_there(tmp_path):

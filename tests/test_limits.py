@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from wd_plasticity import limits, members
 from wd_plasticity.config import default_config, flatten
+from wd_plasticity.data import prepare
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals import checks
 from wd_plasticity.evals import config as eval_config
@@ -168,6 +169,20 @@ def test_the_plan_refuses_what_would_fail_later(changes, words):
   with pytest.raises(UserError, match=words) as e:
     make_plan(config, num_devices=1)
   assert "\n" not in str(e.value)
+
+
+def test_a_dry_run_looks_for_the_data(tmp_path):
+  (tmp_path / "a.txt").write_text("x")
+  config = tiny.tiny_config(tmp_path)
+  prepare.check(config.data)
+  for fields, words in ((dict(validation="/nowhere/*.txt"), "/nowhere"),
+                        (dict(train="/nowhere/*.txt"), "/nowhere"),
+                        (dict(train=""), "needs data.train"), (dict(source="tdfs"), "'tdfs'")):
+    changed = config.data.copy_and_resolve_references()
+    changed.update(fields)
+    with pytest.raises(UserError, match=words):
+      prepare.check(changed)
+  assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]  # and writes nothing
 
 
 def test_small_intervals_are_a_step():

@@ -1,7 +1,6 @@
 """Command lines: absl flags and ml_collections configs, with mistakes said in one sentence."""
 
 import itertools
-import json
 import os
 import re
 import signal
@@ -180,16 +179,22 @@ def load_sweep(filename: str) -> Callable | None:
   return lambda add: sweep(add, argument)
 
 
+_BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
+
+
 def parse_arguments(text: str | None, **defaults):
   """Typed arguments of a config file: 'size=1b,tpp=20' with the types of `defaults`."""
-  values = dict(defaults)
+  values, given = dict(defaults), set()
   for item in filter(None, (text or "").split(",")):
     key, _, value = item.partition("=")
     if key not in defaults:
       raise UserError(f"config argument {key!r} is not known; known are {', '.join(defaults)}.")
+    if key in given:
+      raise UserError(f"config argument {key} is given twice; give it once.")
+    given.add(key)
     kind = type(defaults[key])
     try:
-      values[key] = json.loads(value.lower()) if kind is bool else kind(value)
-    except ValueError as e:
+      values[key] = _BOOLEANS[value.lower()] if kind is bool else kind(value)
+    except (KeyError, ValueError) as e:
       raise UserError(f"config argument {key}={value!r} is not of type {kind.__name__}.") from e
   return values

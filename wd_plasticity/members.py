@@ -8,6 +8,7 @@ fields of `PER_MEMBER`, which are arrays or seeds to the program.
 import copy
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -102,18 +103,18 @@ def select(members: Sequence[Member], text: str) -> list[int]:
   """
   if text == "all":
     return list(range(len(members)))
-  chosen = []
+  chosen: set[int] = set()
   for part in text.split(","):
-    first, dash, last = part.strip().partition("-")
-    if not first.isdigit() or (dash and not last.isdigit()):
+    match = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:-\s*([0-9]{1,9})\s*)?", part)
+    if not match:
       raise UserError(f"{text!r} does not name members of the sweep; write their numbers, counted "
                       "from 0, such as 0,2,5-7.")
-    chosen += range(int(first), int(last if dash else first) + 1)
-  outside = [i for i in chosen if i >= len(members)]
-  if outside or not chosen:
-    raise UserError(f"{text} does not name some of the {len(members)} members, 0 to "
-                    f"{len(members) - 1}; --dry_run lists them.")
-  return sorted(set(chosen))
+    first, last = int(match[1]), int(match[2] or match[1])
+    if last >= len(members) or last < first:
+      raise UserError(f"{text} does not name some of the {len(members)} members, 0 to "
+                      f"{len(members) - 1}; --dry_run lists them.")
+    chosen.update(range(first, last + 1))
+  return sorted(chosen)
 
 
 def member_name(point: Mapping[str, Any]) -> str:

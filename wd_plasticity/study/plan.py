@@ -101,7 +101,12 @@ def load_evals(declare: Callable | None, argument: str | None) -> list[Eval]:
       raise UserError(f"evals(add) adds {program} twice; one configuration can name all its tasks.")
     typed_config.check(config, f"the configuration of {program}")
     added = Eval(config.copy_and_resolve_references(), _points(sweep), _minutes(minutes))
-    checks.check(program, expand(config, sweep_of(added), alone=()))
+    points = expand(added.config, sweep_of(added), alone=())
+    checks.check(program, points)
+    for point, other in zip(points, expand(config, sweep_of(added), alone=()), strict=False):
+      if as_json(point.config) != as_json(other.config):  # the file of a step has no references
+        raise UserError(f"the sweep of {program} sets {', '.join(point.overrides)}, which other "
+                        "fields follow (get_ref); set these in every point, too.")
     evals.append(added)
   declare(add) if argument is None else declare(add, argument)
   if not evals:
