@@ -144,8 +144,9 @@ def test_code_that_raises_is_a_sentence_with_its_line(tmp_path, body, words):
 
 
 def test_recursion_without_end_and_interruptions(tmp_path):
-  path = _write(tmp_path, "get_config()")
-  _refused(lambda: config_file.get_config(path), "RecursionError")
+  path = tmp_path / "y.py"
+  path.write_text("def get_config():\n  return get_config()\n")
+  _refused(lambda: config_file.get_config(str(path)), "line 2 (return get_config())", "RecursionErr")
   for body, kind in (("raise KeyboardInterrupt", KeyboardInterrupt),
                      ("from wd_plasticity.errors import Interrupted; raise Interrupted('x')",
                       Interrupted)):
@@ -269,8 +270,8 @@ def test_names_of_members_are_readable_and_safe():
   for value in ("", ".", "..", "-", "/", "\n\x1b[31m"):
     assert name({"data.train": value}).startswith("train") and "/" not in name({"name": value})
     assert name({"data.train": value}).isprintable()
-  many = members.expand(default_config(), lambda add: [add({"seed": i}) for i in range(500)])
-  assert len(many) == 500
+  many = members.expand(default_config(), lambda add: [add({"seed": i}) for i in range(200)])
+  assert len(many) == 200
 
 
 def test_the_config_of_a_step_is_read_back_as_it_was(tmp_path):
@@ -400,9 +401,8 @@ def test_arguments_of_a_config_file(text, words):
 
 
 def test_a_flag_file_that_is_not_there(tmp_path):
-  for module in ("wd_plasticity.main", "wd_plasticity.report"):
-    said = tiny.programs.run(module, f"--flagfile={tmp_path}/none", expect=2)
-    assert said.startswith("error: ") and said.count("\n") == 1 and "none" in said, said
+  said = tiny.programs.run("wd_plasticity.main", f"--flagfile={tmp_path}/none", expect=2)
+  assert said.startswith("error: ") and said.count("\n") == 1 and "none" in said, said
 
 
 def test_data_are_prepared_with_the_same_flags(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
+from launch import jobs
 from wd_plasticity import limits, members
 from wd_plasticity.config import default_config, flatten
 from wd_plasticity.data import prepare
@@ -201,6 +202,16 @@ def test_intervals():
   assert str(limits.interval("[0, 2^31)")) == "0 or more and below 2^31"
   assert str(limits.interval("(0, 1]")) == "above 0 and at most 1"
   limits.check(ConfigDict({"program": "another", "mesh": {"data": -5}}))  # of no table
+
+
+def test_every_member_is_looked_at():
+  """Not only the first of those that share a program."""
+  config = tiny.tiny_config("nowhere")
+  made = members.expand(config, lambda add: [add({"seed": s}) for s in (1, 2**31)])
+  with pytest.raises(UserError, match="seed=2147483648"):
+    study_plan.make_steps([], made, "d", [], "w")
+  with pytest.raises(UserError, match="seed=2147483648"):
+    jobs.check(jobs.Launch(config, "x.py", (), "w", "n", (), "", tuple(made), (0, 1), 2, ()))
 
 
 # What a study would run into after hours.

@@ -60,7 +60,7 @@ class Plan:
 
 def make_plan(config: ConfigDict, num_devices: int, members_at_once: int = 1) -> Plan:
   """Derives the plan of a member, or raises a UserError that says what cannot be."""
-  _check_fields(config)
+  check_fields(config)
   model = ModelConfig.from_section(config.model, _tokenizer_size(config))
   chosen = attention.choose(
       model.attention, length=config.data.sequence_length, head_dim=model.head_dim,
@@ -103,8 +103,14 @@ def make_plan(config: ConfigDict, num_devices: int, members_at_once: int = 1) ->
       keep_steps=tuple(max(1, round(f * steps)) for f in config.checkpoint.keep_at))
 
 
-def _check_fields(config: ConfigDict):
+def check_fields(config: ConfigDict) -> None:
+  """Refuses fields that mean nothing, whatever model, data and devices they are for.
+
+  Raises:
+    UserError: with the field and what it can be.
+  """
   limits.check(config)
+  mesh_lib.check_axes(config.mesh)
   limits.choose("data.source", config.data.source, ("embedded", "files", "tfds"))
   limits.choose("distributed.mode", config.distributed.mode, distributed.MODES)
   documents.compile_strip(config.data.strip)

@@ -27,6 +27,7 @@ from wd_plasticity.errors import UserError
 from wd_plasticity.evals import checks, lm_eval_tasks
 from wd_plasticity.evals import config as eval_config
 from wd_plasticity.members import Member, expand, flat_point
+from wd_plasticity.plan import check_fields
 from wd_plasticity.tasks import registry
 
 PROGRAMS = ("overfit", "probe", "attention_rank", "finetune", "lm_eval")
@@ -179,7 +180,12 @@ def make_steps(own_flags: Sequence[str], members: Sequence[Member], data_fingerp
     data_fingerprint: of its data as they are now.
     evals: what is measured.
     workdir: of the study.
+
+  Raises:
+    UserError: a field of a member or of an eval that means nothing, or tasks that cannot be read.
   """
+  for member in members:
+    check_fields(member.config)
   place = f"--workdir={workdir}"
   steps = [Step(
       PRETRAINING, ("-m", "wd_plasticity.main", *own_flags, place),
