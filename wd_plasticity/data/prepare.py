@@ -146,6 +146,18 @@ def open_prepared(cache_dir: str | os.PathLike, fingerprint: str) -> Prepared | 
   return _open(os.path.join(cache_dir, fingerprint[:32]), fingerprint, print)
 
 
+def check(data) -> None:
+  """Refuses a section that `prepare` would refuse, without reading or writing data.
+
+  Raises:
+    UserError: a wrong field, or files that are not there.
+  """
+  _check(data)
+  if data.source != "embedded":
+    for field in ("train", "validation") if data.validation else ("train",):
+      sources.open_source(data.source, data[field], data.text_field, f"data.{field}")
+
+
 def _cannot_write(folder: str, e: OSError) -> UserError:
   return UserError(f"prepared data cannot be written to {folder} ({e.strerror}); set "
                    "data.cache_dir to another folder.")
