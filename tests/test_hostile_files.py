@@ -117,9 +117,8 @@ def damaged(directory, tensor, value, shards=False):
   if shards:
     (directory / "model.safetensors").unlink()
     names = sorted(tensors)
-    half = {"model-00001-of-00002.safetensors": names[:5], "model-00002-of-00002.safetensors": names[5:]}
-    for file, those in half.items():
-      save_file({n: tensors[n] for n in those}, directory / file)
+    for i, those in enumerate((names[:5], names[5:]), 1):
+      save_file({n: tensors[n] for n in those}, directory / f"model-0000{i}-of-00002.safetensors")
   else:
     save_file(tensors, directory / "model.safetensors")
 
@@ -197,8 +196,9 @@ def test_headers_of_absurd_sizes(tmp_path, fields, length):
     ({"hidden_size": [24]}, "hidden_size=.24. is not a whole number"),
     ({"hidden_size": 24.0}, "hidden_size=24.0 is not a whole number"),
     ({"rms_norm_eps": float("nan")}, "rms_norm_eps=NaN .* is not a number above 0"),
-    ({"rope_theta": float("inf")}, "rope_theta=Infinity"), ({"model_type": ["llama"]}, "model_type"),
-    ({"eos_token_id": {"a": 1}}, ""), ({"max_position_embeddings": True}, "max_position_embeddings"),
+    ({"rope_theta": float("inf")}, "rope_theta=Infinity"),
+    ({"model_type": ["llama"]}, "model_type"), ({"eos_token_id": {"a": 1}}, ""),
+    ({"max_position_embeddings": True}, "max_position_embeddings"),
     ({"layer_types": 3}, "layer_types=3"), ({"rope_scaling": "x"}, "rope_scaling")])
 def test_config_of_absurd_values(tmp_path, changes, message):
   model_directory.write(tmp_path / "model")
