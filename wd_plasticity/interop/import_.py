@@ -16,7 +16,6 @@ remembered for `interop.export` to give the same bits back.
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import pathlib
 import re
@@ -187,7 +186,8 @@ def _is_meta(meta: Any) -> bool:
           and alike(as_json(default_config()), meta["config"])
           and has(meta["config"].get("data", {}), "sequence_length", int)
           and min(meta["config"]["data"]["sequence_length"], meta["step"], meta["steps"]) > 0
-          and all(0 <= meta[name] < math.inf for name in ("weight_decay", "tokens")))
+          and all(0 <= meta[name] < 1e30
+                  for name in ("weight_decay", "tokens", "step", "steps")))
 
 
 def _tokenizer(source, fields, request, own):

@@ -112,7 +112,7 @@ class Display(LiveTable):
     self._line(f"{name}: {state}" + (f" in {taken}" if state == DONE else f": {message}"))
 
   def print(self, line: str) -> None:
-    self._console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
+    self._console.print(visible(line), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
   @property
   def seconds_left(self) -> float | None:
