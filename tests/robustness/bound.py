@@ -29,10 +29,15 @@ def drop_capabilities() -> None:
     raise OSError(ctypes.get_errno(), "capset")
 
 
-if __name__ == "__main__":
-  drop_capabilities()
+def become() -> None:
+  """Does what `python -m MODULE FLAGS` does, of sys.argv."""
   module = sys.argv.pop(1)
   sys.argv[0] = module
   sys.modules.pop(module, None)  # or runpy would warn that it is imported
-  os.umask(0o022)
   runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+  drop_capabilities()
+  os.umask(0o022)
+  become()

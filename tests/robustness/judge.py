@@ -7,9 +7,10 @@ import pathlib
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import programs
+import pytest
 import worlds
 
 # It may change by a start that is refused: locks, what a start was of, hashes of sources, logs.
@@ -19,7 +20,9 @@ _REMEDY = re.compile(r"; |\b(must|can|needs?|is one|give|set|use|write|read|dele
                      r"run|choose|name|see|copy|take|make|add|pretrain|check|free|install|start|"
                      r"known are|known:|it has|there are|want|wanted|has to|have to|"
                      r"should|such as|is missing|needed|did you mean)\b", re.IGNORECASE)
+_OF_THE_REPOSITORY = ("launch.tpu_vm",)  # names files as they lie in it
 _PROCESSOR_SECONDS = 40.0  # of a start that should have been refused
+_SLEEPING_SECONDS = 60.0  # without computing anything
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +37,6 @@ class Case:
     damage: what is done to the world before.
     status: exit statuses that are right. With 0 a mistake may be accepted, if `same` holds.
     same: called with the world after status 0; names of what is not as it should be.
-    environment: variables of the process.
   """
   name: str
   program: str
@@ -43,30 +45,51 @@ class Case:
   damage: Callable[[pathlib.Path], object] | None = None
   status: Sequence[int] = (2,)
   same: Callable[[pathlib.Path], list[str]] | None = None
-  environment: tuple[tuple[str, str], ...] = ()
 
   def __str__(self):
     return re.sub(r"[^\w.=,()'<>:+-]+", "_", self.name)[:100]
 
 
-def _finish(process) -> int | None:
-  """Its exit status; None when it goes on and on, in which case it is ended.
+def parameters(groups: Mapping[str, Callable[[], Iterable[Case]]]) -> list:
+  """(group, case) of all cases: every third is slow, the others are nightly."""
+  return [pytest.param(group, case, id=str(case),
+                       marks=pytest.mark.nightly if number % 3 else pytest.mark.slow)
+          for group, make in groups.items() for number, case in enumerate(make())]
 
-  Time is the processor's, not the clock's, because a machine may be busy with others.
+
+def finish(process) -> int | None:
+  """Its exit status; None when it goes on and on or waits for ever, in which case it is ended.
+
+  Time is the processor's, not the clock's, because a machine may be busy with others: what
+  waits is what sleeps for a minute with all its threads and has not computed since.
   """
-  ticks = os.sysconf("SC_CLK_TCK")
+  used, since = -1.0, time.monotonic()
   while (status := process.poll()) is None:
-    try:
-      fields = pathlib.Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-      used = (int(fields[11]) + int(fields[12])) / ticks
-    except (OSError, IndexError):
-      used = 0.0
-    if used > _PROCESSOR_SECONDS:
+    now = _processor_seconds(process.pid)
+    if now != used or not _sleeps(process.pid):
+      used, since = now, time.monotonic()
+    if used > _PROCESSOR_SECONDS or time.monotonic() - since > _SLEEPING_SECONDS:
       process.kill()
       process.wait()
       return None
     time.sleep(0.02)
   return status
+
+
+def _processor_seconds(pid: int) -> float:
+  try:
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+  except OSError:
+    return 0.0
+  return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _sleeps(pid: int) -> bool:
+  try:
+    return all(task.joinpath("stat").read_text().rpartition(")")[2].split()[0] == "S"
+               for task in pathlib.Path(f"/proc/{pid}/task").iterdir())
+  except OSError:
+    return False
 
 
 def judge(case: Case, template: pathlib.Path, folder: pathlib.Path) -> list[str]:
@@ -78,8 +101,9 @@ def judge(case: Case, template: pathlib.Path, folder: pathlib.Path) -> list[str]
       case.damage(world)
     before = worlds.hashes(world)
     flags = [flag.replace("@", str(world)) for flag in case.flags]
-    process = programs.start(case.program, *flags, **dict(case.environment))
-    status = _finish(process)
+    place = programs.ROOT if case.program in _OF_THE_REPOSITORY else world
+    process = worlds.start("elsewhere", place, case.program, *flags)
+    status = finish(process)
     return _complaints(case, world, before, status, process.said())
   finally:
     shutil.rmtree(folder, ignore_errors=True)
@@ -93,7 +117,7 @@ def _complaints(case, world, before, status, said) -> list[str]:
   if "Traceback (most recent" in said:
     found.append(f"a traceback: {shown}")
   if status is None:
-    return [*found, "goes on without end"]
+    return [*found, "goes on without end, or waits for ever"]
   if status not in case.status:
     found.append(f"{'accepted' if status == 0 else f'status {status}'}: {shown}")
   if status:
@@ -108,11 +132,18 @@ def _complaints(case, world, before, status, said) -> list[str]:
     if lost:
       found.append(f"changed or lost: {lost[:5]}")
   elif 0 in case.status:
-    if case.same and (wrong := case.same(world)):
+    if case.same and (wrong := _differences(case, world)):
       found.append(f"accepted, and wrong in {wrong[:5]}: {shown}")
     elif not case.same and not re.search(case.words, said):
       found.append(f"does not say {case.words!r}: {shown}")
   return [re.sub(re.escape(str(world)), "@", line) for line in found]
+
+
+def _differences(case, world) -> list[str]:
+  try:
+    return case.same(world)
+  except Exception as e:  # what was stored cannot be read
+    return [f"{type(e).__name__}: {e}"[:200]]
 
 
 class Figures:

@@ -160,8 +160,7 @@ def study_outcome(workdir: pathlib.Path) -> dict[str, object]:
         found[name] = {k: arrays[k].tobytes() for k in arrays.files}
     else:
       found[name] = path.read_bytes()
-  for path in [*sorted((workdir / "report" / "tables").glob("*.csv")),
-               workdir / "report" / "answer.json"]:
+  for path in [*workdir.glob("report/tables/*.csv"), *workdir.glob("report/answer.json")]:
     found[str(path.relative_to(workdir))] = path.read_bytes()
   return found
 

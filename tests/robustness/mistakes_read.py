@@ -109,7 +109,8 @@ _ROWS = {
     "not UTF-8": b'{"sentence": "\xe9"}',
     "deep": b"[" * 100_000, "long number": b'{"label": ' + b"9" * 5000 + b"}"}
 _TABLES = {
-    "csv without columns": ("t.csv", b"a,b\n1,2\n"), "csv of one line": ("t.csv", b"sentence,label\n"),
+    "csv without columns": ("t.csv", b"a,b\n1,2\n"), 
+    "csv of one line": ("t.csv", b"sentence,label\n"),
     "csv that is ragged": ("t.csv", b"sentence,label\na,1,2,3\nb,0\n"),
     "csv with an open quote": ("t.csv", b'sentence,label\n"a,1\nb,0\n'),
     "csv of bytes": ("t.csv", b"sentence,label\n\xff\xfe,1\n"), "csv of nothing": ("t.csv", b""),
@@ -241,9 +242,11 @@ def launchers():
       ("launch.tpu_vm", "--max_restarts=-1", "max_restarts"),
       ("launch.tpu_vm", "--revision=main", "repository|revision"),
       ("launch.xpk", "--device_type=h100-80gb-8", "tpu_type"),
-      ("launch.xpk", "--docker_image=", "docker_image"), ("launch.xpk", "--workdir=gs://b/x", "gs:"),
+      ("launch.xpk", "--docker_image=", "docker_image"),
+      ("launch.xpk", "--workdir=gs://b/x", "gs:"),
       ("launch.xpk", "--cluster=", "cluster"), ("launch.xpk", "--workloads=W", "lower-case"),
-      ("launch.xpk", "--priority=urgent", "priority"), ("launch.xpk", "--num_slices=0", "num_slices"),
+      ("launch.xpk", "--priority=urgent", "priority"),
+      ("launch.xpk", "--num_slices=0", "num_slices"),
       ("launch.xpk", "--max_restarts=-1", "max_restarts"),
       ("launch.xm", "--executor=moon", "executor"), ("launch.xm", "--cpu=many", "cpu")):
     yield Case(f"{program} {flag}", program, (*PROGRAMS[program], *flag.split()), words)

@@ -10,10 +10,9 @@ import time
 
 import disks
 import kills
-import programs
 import pytest
 import worlds
-from judge import Figures
+from judge import Figures, finish
 
 _SWEEP = '''
 from tiny import tiny_config
@@ -83,20 +82,13 @@ def _commands(folder, moment):
 
 def _start(command):
   """By one whom permissions bind."""
-  paths = os.pathsep.join(map(str, (programs.ROOT, programs.ROOT / "tests", worlds.HERE)))
-  return programs.start("bound", *command, PYTHONPATH=paths)
+  return worlds.start("bound", *command)
 
 
 def _to_the_end(command):
   process = _start(command)
   said = process.finish()
   assert process.returncode == 0, said
-
-
-def _outcome(work):
-  """Everything that must be the same whether a disk has failed or not."""
-  found = kills.study_outcome(work)
-  return {k: v for k, v in found.items() if v is not None}
 
 
 def _has_come(moment, work):
@@ -144,19 +136,19 @@ def test_a_disk_that_fails(fault, moment, place, figures, references):
     disk.empty()
     for command in commands:
       _to_the_end(command)
-    references[moment] = _outcome(work)
+    references[moment] = kills.study_outcome(work)
   disk.empty()
   for command in commands[:-1]:
     _to_the_end(command)
   try:
     process, anew = _with_fault(disk, fault, moment, commands[-1], work)
     kept = _stored(work)
-    while process.poll() is None:
-      time.sleep(0.01)
+    finish(process)
     said, problems = process.said(), []
     sentences = re.findall(r"^error: .*", said, re.MULTILINE)
     if process.returncode != 2:
-      problems.append(f"status {process.returncode}")
+      problems.append("waits for ever" if process.returncode == -signal.SIGKILL
+                      else f"status {process.returncode}")
     if "Traceback" in said or len(sentences) != 1:
       problems.append(f"{len(sentences)} sentences, {said.count('Traceback')} tracebacks")
     if sentences and str(disk.folder) not in sentences[0]:
@@ -166,10 +158,11 @@ def test_a_disk_that_fails(fault, moment, place, figures, references):
   finally:
     disk.mend()
   again = _start(commands[-1])
-  words = again.finish()
+  finish(again)
+  words = again.said()
   if again.returncode:
     problems.append(f"does not go on, status {again.returncode}: {words[-500:]}")
-  elif unequal := worlds.differences(_outcome(work), references[moment]):
+  elif unequal := worlds.differences(kills.study_outcome(work), references[moment]):
     problems.append(f"ends differently in {unequal[:5]}")
   if left := worlds.unfinished(work):
     problems.append(f"left {left[:5]}")

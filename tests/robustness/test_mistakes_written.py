@@ -2,10 +2,7 @@
 
 import mistakes_written as mistakes
 import pytest
-from judge import COLUMNS, Figures, judge, kind
-
-CASES = [pytest.param(group, case, id=str(case))
-         for group, make in mistakes.GROUPS.items() for case in make()]
+from judge import COLUMNS, Figures, judge, kind, parameters
 
 
 @pytest.fixture(scope="module")
@@ -15,8 +12,7 @@ def figures():
   made.close()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("group, case", CASES)
+@pytest.mark.parametrize("group, case", parameters(mistakes.GROUPS))
 def test_a_mistake_is_one_sentence(group, case, world, figures, tmp_path):
   complaints = judge(case, world, tmp_path)
   figures.count(group, "tried")

@@ -6,6 +6,7 @@ files name each other relative to themselves: a copy is as good as the first.
 
 import hashlib
 import json
+import os
 import pathlib
 import random
 import shutil
@@ -54,6 +55,12 @@ _EVALS = {
                 "config.evaluate.update(generate='never', observations=0, forgetting_sequences=0);"
                 "config.tasks = ('embedded_topic',)",
     "lm_eval": "config.limit = 2"}
+
+
+def start(module, *flags, **variables) -> programs.Process:
+  """Starts one of the modules here that become a program."""
+  folders = os.pathsep.join(map(str, (programs.ROOT, programs.ROOT / "tests", HERE)))
+  return programs.start(module, *flags, PYTHONPATH=folders, **variables)
 
 
 def write_corpus(folder: pathlib.Path) -> None:
