@@ -245,9 +245,8 @@ def flags():
       if name in ("--config", "--workdir"):
         yield Case(f"{program}: {name} of no value", program, (*rest, name), name.lstrip("-"))
   for program, flag, words in (
-      (MAIN, "--sweep_index=7", "sweep_index|member"), (MAIN, "--sweep_index=x", "sweep_index|member"),
-      (MAIN, "--sweep_index=-1", "sweep_index|member"), (MAIN, "--sweep_index=1-0", "sweep_index|member"),
-      (MAIN, "--sweep_index=", "sweep_index|member"), (MAIN, "--dry_run=maybe", "dry_run"),
+      *((MAIN, f"--sweep_index={x}", "sweep_index|member") for x in ("7", "x", "-1", "1-0", "")),
+      (MAIN, "--dry_run=maybe", "dry_run"),
       ("wd_plasticity.study", "--step=nothing", "step"),
       ("wd_plasticity.study", "--sweep_index=0", "sweep_index"),
       ("wd_plasticity.study", "--config.distributed.mode=on", "distributed"),
