@@ -20,6 +20,7 @@ from launch import command_line, local_devices, local_jobs, record
 from launch.jobs import Job, Launch, make_jobs
 from launch.local_devices import Group
 from launch.local_display import DONE, FAILED, NOT_RUN, Display
+from wd_plasticity import ownership
 from wd_plasticity.study import processes
 from wd_plasticity.study.plan import REPORT
 
@@ -44,9 +45,10 @@ def main(argv: Sequence[str]):
     _print(jobs, groups, environment)
     return
   workdir = pathlib.Path(launch.workdir)
-  record.write(launch, "local", jobs, {})
-  with Display(jobs, len(groups)) as display:
-    ended = local_jobs.run(jobs, groups, workdir, environment, display)
+  with ownership.hold(workdir) as lock:
+    record.write(launch, "local", jobs, {})
+    with Display(jobs, len(groups)) as display:
+      ended = local_jobs.run(jobs, groups, workdir, environment, display, lock)
   _conclude(launch, ended, workdir)
 
 

@@ -215,4 +215,4 @@ def _show(launch: Launch, units, spec, make_executor) -> None:
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run(main, addresses=("workdir",))

@@ -8,13 +8,13 @@ import pathlib
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from wd_plasticity import errors
+from wd_plasticity import errors, paths
 from wd_plasticity.errors import UserError
 
 # Names the end of a pipe that is closed when the program that started this one has ended.
@@ -28,11 +28,18 @@ def define_config_flag(name: str = "config"):
       lock_config=True)
 
 
-def run(main: Callable[[Sequence[str]], None]):
-  """Runs a program: parses flags, calls `main(argv)`, and reports user errors in one line."""
+def run(main: Callable[[Sequence[str]], None], addresses: Collection[str] = ()):
+  """Runs a program: parses flags, calls `main(argv)`, and reports user errors in one line.
+
+  Args:
+    main: of the program.
+    addresses: flags of paths that may be addresses, such as gs://BUCKET/FOLDER.
+  """
   def parse(argv):
     try:
-      return _parse(argv)
+      rest = _parse(argv)
+      paths.check_flags(except_for=addresses)
+      return rest
     except UserError as e:
       errors.exit_with(e)
   def quiet_main(argv):

@@ -15,13 +15,12 @@ import re
 import shlex
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
 
-from wd_plasticity import cli
+from wd_plasticity import cli, commands
 from wd_plasticity.errors import Interrupted, UserError
 from wd_plasticity.evals.targets import Target
 from wd_plasticity.files import write_json, write_text
@@ -261,7 +260,8 @@ def run() -> None:
     if not out.value:
       raise UserError("--out=FOLDER is missing; the model is written there.")
     prepare_process("nothing was written")
-    command = shlex.join(["python", "-m", "wd_plasticity.interop.export", *sys.argv[1:]])
+    command = shlex.join(["python", *commands.words(
+        "wd_plasticity.interop.export", ("checkpoint", "out", "dtype", "shard_size"))])
     export(checkpoint.value, out.value, dtype=dtype.value, shard_size=shard_size.value,
            command=command)
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from absl import flags
 from rich.console import Console
 
-from wd_plasticity import cli
+from wd_plasticity import cli, commands, ownership, paths
 from wd_plasticity import members as members_lib
 from wd_plasticity.data import prepare
 from wd_plasticity.errors import UserError
@@ -46,8 +46,8 @@ def main(argv: Sequence[str]):
   config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
   filename, overrides = cli.config_source()
   _, colon, argument = filename.partition(":")
+  declared = plan.load_evals(cli.load_function(filename, "evals"), argument if colon else None)
   if _STEP.value is not None:
-    declared = plan.load_evals(cli.load_function(filename, "evals"), argument if colon else None)
     members = members_lib.chosen(config, cli.load_sweep(filename), tuple(overrides),
                                  _SWEEP_INDEX.value)
     _become(declared, members, workdir)
@@ -57,22 +57,24 @@ def main(argv: Sequence[str]):
     raise UserError("a study starts its programs on one machine; with distributed.mode=on run "
                     "wd_plasticity.main and the eval programs by themselves.")
   members = members_lib.expand(config, cli.load_sweep(filename), tuple(overrides))
-  evals = plan.load_evals(cli.load_function(filename, "evals"), argument if colon else None)
+  for member in members:
+    paths.check_config(member.config)
   cache = pathlib.Path(config.data.cache_dir or workdir / "cache")
   data_fingerprint = prepare.fingerprint_of(config.data, cache)
-  steps = plan.make_steps(plan.config_flags(sys.argv[1:]), members, data_fingerprint, evals,
+  steps = plan.make_steps(commands.config_words(), members, data_fingerprint, declared,
                           str(workdir))
   known = records.Records(workdir)
   if _DRY_RUN.value:
     for step in steps:
       print(f"{step.name}: {'done' if known.holds(step) else 'to do'}\n  {step.shown()}")
     return
-  for line in records.set_aside_changed_members(workdir, members, data_fingerprint):
-    print(line, flush=True)
-  for e in evals:
-    write_text(plan.config_path(str(workdir), e.program), plan.config_text(e))
-  with Display(steps) as display:
-    made = run_lib.run(steps, known, display)
+  with ownership.hold(workdir) as lock:
+    for line in records.set_aside_changed_members(workdir, members, data_fingerprint):
+      print(line, flush=True)
+    for e in declared:
+      write_text(plan.config_path(str(workdir), e.program), plan.config_text(e))
+    with Display(steps) as display:
+      made = run_lib.run(steps, known, display, lock)
   _conclude(made, workdir)
 
 
@@ -88,12 +90,24 @@ def _become(evals: Sequence[plan.Eval], members: Sequence[members_lib.Member],
     raise UserError(f"--step={_STEP.value} is not an eval of this study; it has "
                     f"{', '.join(e.program for e in evals)}.")
   folders = [str(workdir / "members" / m.name) for m in members]
-  command = plan.eval_command(wanted, str(workdir), folders)
+  path = plan.config_path(str(workdir), wanted.program)
+  if not _DRY_RUN.value:
+    path = _write_own_config(path, plan.config_text(wanted))
+  command = plan.eval_command(wanted, str(workdir), folders, path)
   if _DRY_RUN.value:
     print(shlex.join(["python", *command]))
     sys.exit(0)
-  write_text(plan.config_path(str(workdir), wanted.program), plan.config_text(wanted))
   cli.become(command)
+
+
+def _write_own_config(path: pathlib.Path, text: str) -> pathlib.Path:
+  """Writes the configuration of an eval, beside one that is another's; returns where it is."""
+  if not path.exists():
+    write_text(path, text)
+  if path.read_text(encoding="utf-8") != text:  # of a study that may be running
+    path = path.with_stem(f"{path.stem}-{plan.fingerprint(text)[:8]}")
+    write_text(path, text)
+  return path
 
 
 def _conclude(made: Sequence[records.Record], workdir: pathlib.Path) -> None:

@@ -4,8 +4,6 @@ A program that is started here reports how far it is through a file, writes what
 to a log, and is asked to stop when this process ends, in whichever way (cli.py).
 """
 
-import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -14,11 +12,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wd_plasticity.cli import PARENT_VARIABLE
-from wd_plasticity.errors import UserError
 from wd_plasticity.training.progress import FILE_VARIABLE
 
 _SECONDS_TO_STOP = 300.0  # a large checkpoint takes its time
@@ -31,7 +28,7 @@ class Program:
     command: arguments of the Python interpreter.
     log: file to which its output is appended.
     progress: file in which it says how far it is.
-    lock: of `only_one`, which the program holds as well.
+    lock: of `ownership.hold`, which the program inherits.
     environment: variables beside those of this process.
   """
 
@@ -112,41 +109,6 @@ def conclude(failed: Sequence[tuple[str, str, os.PathLike]], not_run: Sequence[s
   if failed:
     print("the same command again runs what is left.", file=sys.stderr, flush=True)
     sys.exit(1)
-
-
-@contextlib.contextmanager
-def only_one(workdir: pathlib.Path) -> Iterator[int]:
-  """Holds the work directory for one study and the programs it starts.
-
-  A program inherits the lock: should this process be killed, it is held until its
-  programs, which notice, have ended as well.
-
-  Raises:
-    UserError: another study holds it, or it cannot be written to.
-  """
-  path = workdir / "study" / "lock"
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-  except OSError as e:
-    raise UserError(f"--workdir={workdir} cannot be written to ({e.strerror}); give a folder that "
-                    "can.") from e
-  try:
-    for waited in range(61):
-      try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        break
-      except BlockingIOError:
-        if waited == 0:
-          print("a study is running in this work directory; waiting a minute for its step to end",
-                flush=True)
-        time.sleep(1)
-    else:
-      raise UserError(f"another study is running in {workdir}; wait for it, or give another "
-                      "--workdir.")
-    yield lock
-  finally:
-    os.close(lock)
 
 
 class Stop:
