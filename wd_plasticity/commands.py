@@ -15,7 +15,8 @@ def config_words(name: str = "config") -> list[str]:
   """The configuration of this program: --config=FILE, and --config.FIELD=VALUE for what was set."""
   filename, values = cli.config_source(name)
   return [f"--{name}={filename}",
-          *(f"--{name}.{field}={value}" for field, value in values.items())]
+          *(f"--{name}.{field}" + ("" if value is True else f"={value}")
+            for field, value in values.items())]
 
 
 def words(module: str, names: Sequence[str]) -> list[str]:

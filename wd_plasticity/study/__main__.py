@@ -7,6 +7,7 @@ command again goes on where the last one stopped, and redoes what a change of th
 or of the data has made invalid; what it replaces is kept in WORKDIR/outdated.
 """
 
+import contextlib
 import pathlib
 import shlex
 import sys
@@ -59,16 +60,17 @@ def main(argv: Sequence[str]):
   members = members_lib.expand(config, cli.load_sweep(filename), tuple(overrides))
   for member in members:
     paths.check_config(member.config)
-  cache = pathlib.Path(config.data.cache_dir or workdir / "cache")
-  data_fingerprint = prepare.fingerprint_of(config.data, cache)
-  steps = plan.make_steps(commands.config_words(), members, data_fingerprint, declared,
-                          str(workdir))
-  known = records.Records(workdir)
-  if _DRY_RUN.value:
-    for step in steps:
-      print(f"{step.name}: {'done' if known.holds(step) else 'to do'}\n  {step.shown()}")
-    return
-  with ownership.hold(workdir) as lock:
+  # Before anything is changed, data that are looked at for the first time included.
+  with contextlib.nullcontext(-1) if _DRY_RUN.value else ownership.hold(workdir) as lock:
+    cache = pathlib.Path(config.data.cache_dir or workdir / "cache")
+    data_fingerprint = prepare.fingerprint_of(config.data, cache)
+    steps = plan.make_steps(commands.config_words(), members, data_fingerprint, declared,
+                            str(workdir))
+    known = records.Records(workdir)
+    if _DRY_RUN.value:
+      for step in steps:
+        print(f"{step.name}: {'done' if known.holds(step) else 'to do'}\n  {step.shown()}")
+      return
     for line in records.set_aside_changed_members(workdir, members, data_fingerprint):
       print(line, flush=True)
     for e in declared:

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import jax
+from jax._src.clusters import SlurmCluster
 from jax._src.distributed import global_state  # the keys of the coordinator have no public name
 from ml_collections import ConfigDict
 
@@ -61,9 +62,8 @@ def _connect(section):
           "distributed.process_id from 0 to num_processes - 1.")
     arguments.update(coordinator_address=section.coordinator,
                      num_processes=section.num_processes, process_id=section.process_id)
-    # JAX would abort the process when the others do not come.
-    rendezvous.meet(section.coordinator, section.num_processes, section.process_id,
-                    section.timeout_seconds)
+  if where := _where_to_meet(section):  # JAX would abort the process when the others do not come
+    rendezvous.meet(*where, section.timeout_seconds)
   try:
     jax.distributed.initialize(**arguments)
   except (RuntimeError, ValueError) as e:
@@ -76,6 +76,18 @@ def _connect(section):
     # In a cluster JAX takes every process for one of a single GPU.
     for field in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
       jax.config.update(field, "all")
+
+
+def _where_to_meet(section) -> tuple[str, int, int] | None:
+  """Coordinator, number of processes and which one this is; None where only JAX finds out."""
+  if section.coordinator:
+    return section.coordinator, section.num_processes, section.process_id
+  if not SlurmCluster.is_env_present() or "JAX_COORDINATOR_ADDRESS" in os.environ:
+    return None
+  address = SlurmCluster.get_coordinator_address(None, os.environ.get("JAX_COORDINATOR_PORT"))
+  if not rendezvous.is_known(address):
+    return None
+  return address, SlurmCluster.get_process_count(), SlurmCluster.get_process_id()
 
 
 def _alone_on_node() -> bool:

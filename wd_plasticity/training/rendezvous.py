@@ -42,6 +42,14 @@ def meet(address: str, num_processes: int, process_id: int, timeout: float) -> N
     _join(host.strip("[]"), int(port), num_processes, process_id, until, timeout)
 
 
+def is_known(address: str) -> bool:
+  """Whether the host of an address can be found by its name."""
+  try:
+    return bool(socket.getaddrinfo(address.rpartition(":")[0], None))
+  except OSError:
+    return False
+
+
 def _gather(port: int, num_processes: int, until: float, timeout: float) -> None:
   """Process 0 waits for the others and lets them go."""
   here: dict[int, socket.socket] = {}
