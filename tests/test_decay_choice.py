@@ -157,7 +157,7 @@ def test_tasks_weigh_equally_and_given_errors_are_used():
 def test_best_is_probable_and_ties_are_the_ones_that_are_close():
   mean_D = np.array([0.0, 3.0, 2.9, -3.0])
   draws_BxD = mean_D + 0.2 * _normal(10, 20_000, 4)
-  best_D = decay_choice.probability_best(draws_BxD)
+  best_D = decay_choice.probability_best(mean_D, draws_BxD, np.full_like(draws_BxD, 0.2))
   difference = stats.norm.cdf(0.1 / (0.2 * 2**0.5))
   np.testing.assert_allclose(best_D, [0, difference, 1 - difference, 0], atol=0.01)
   assert decay_choice.ties(mean_D, draws_BxD) == [2]
@@ -294,9 +294,31 @@ def test_probabilities_shrink_by_as_much_as_errors_explain():
   mean_D = np.array([1.0, 0.3, 0.0, -0.4, -0.9])
   draws_BxD = mean_D + _normal(26, 20_000, 5)
   flat = np.mean(draws_BxD.argmax(1) == 0)
-  assert 0.2 < decay_choice.probability_best(draws_BxD)[0] < flat - 0.03
-  far_BxD = 50 * mean_D + _normal(26, 20_000, 5)
-  assert decay_choice.probability_best(far_BxD)[0] > 0.999
+  ones_BxD = np.ones_like(draws_BxD)
+  assert 0.2 < decay_choice.probability_best(mean_D, draws_BxD, ones_BxD)[0] < flat - 0.03
+  for times in (50, 1e5):
+    far_BxD = draws_BxD + (times - 1) * mean_D
+    assert decay_choice.probability_best(times * mean_D, far_BxD, ones_BxD)[0] > 0.999
+
+
+def test_probabilities_are_those_of_a_bayesian_who_knows_the_errors(monkeypatch):
+  """Against integration on a grid: two decays, errors of 1 or 3 with equal odds, spread 2."""
+  monkeypatch.setattr(decay_choice, "_SPREADS", 1)
+  monkeypatch.setattr(decay_choice, "_PRIOR", 2.0)  # tan 45 degrees: the one spread
+  monkeypatch.setattr(decay_choice, "_NOISE", 1.0)
+  rng = np.random.default_rng(28)
+  mean_D = np.array([2.0, 0.0])
+  scale_BxD = np.where(rng.random((200_000, 2)) < 0.5, 1.0, 3.0)
+  draws_BxD = mean_D + scale_BxD * rng.standard_normal(scale_BxD.shape)
+  # in units of the typical error, that of the median
+  typical = np.sqrt(np.mean(np.median(scale_BxD, axis=0) ** 2))
+  made = decay_choice.probability_best(mean_D, draws_BxD, scale_BxD)
+  grid = np.linspace(-60, 60, 4001)  # mu_0 - mu_1, normal around 0
+  prior = stats.norm.pdf(grid, 0, 2.0 * typical * 2**0.5)
+  likelihood = np.mean([stats.norm.pdf(2.0, grid, np.hypot(a, b))
+                        for a in (1.0, 3.0) for b in (1.0, 3.0)], axis=0)
+  posterior = prior * likelihood
+  assert made[0] == pytest.approx(posterior[grid > 0].sum() / posterior.sum(), abs=0.01)
 
 
 def test_what_is_learnt_is_above_its_base_and_away_from_chance():

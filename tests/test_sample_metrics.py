@@ -81,3 +81,21 @@ def test_options():
       "acc": 0.5, "acc_per_byte": 1.0, "acc_per_token": 0.0}
   assert all(v["n"] == 2 for v in got.values())
   assert sample_metrics.option_metrics([{"correct": [True]}]) == {}
+
+
+@pytest.mark.parametrize("logprobs, gold, right", [
+    ([float("nan"), -2.0, -1.0], 2, 1.0), ([None, -2.0, -1.0], 0, 0.0),
+    ([float("nan")] * 3, 0, 0.0), ([None, None, None], 0, 0.0),
+    ([-float("inf"), -3.0, None], 1, 1.0)])
+def test_what_is_not_finite_is_never_the_likeliest_option(logprobs, gold, right):
+  record = {"option_logprobs": logprobs, "option_tokens": [1, 2, 3], "option_bytes": [3, 2, 2],
+            "gold": gold}
+  scores = sample_metrics.option_scores([record])
+  assert {name: x.tolist() for name, x in scores.items()} == {
+      "acc": [right], "acc_per_byte": [right], "acc_per_token": [right]}
+
+
+def test_what_is_not_finite_is_never_the_best_sample():
+  record = {"correct": [True, False, True], "answers": ["1", "2", "1"], "scores": [None, 0.1, -1.0]}
+  scores = sample_metrics.sample_scores([record], lambda a, b: a == b)
+  assert scores["rm@3"].tolist() == [0.0]

@@ -1,7 +1,7 @@
 """Which weight decay is best, from draws of what their means may be.
 
 All functions take the larger mean for the better one. Letters: R fine-tuning rates,
-D weight decays, S seeds, I items, B draws (see `two_way`).
+D weight decays, S seeds, I items, B draws (see `two_way`), K spreads of true means.
 """
 
 import zlib
@@ -17,9 +17,11 @@ _CONTENDS = 1.96
 # Of the spread of true means: its scale in errors, and how many values stand for it.
 _PRIOR, _SPREADS = 8.0, 16
 # By how much the draws' errors are taken as smaller there: few seeds make them too wide on average.
-_NOISE = 0.92
+_NOISE = 0.96
 # Of the lower end of the cost: lower than for the best, because the upper end hardly ever fails.
 _COST_LEVELS = 0.92, 0.975
+# Of the upper end of the cost where one decay, and where several may be the best.
+_COST_TAILS = 0.025, 0.05
 
 
 def intervals(draws_BxD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -52,54 +54,66 @@ def _largest_error(mean_D: np.ndarray, noise_BxD: np.ndarray, contends: float,
   that are level the one picked is hardly ever too low, so that one side may have all of the 5 %.
   """
   best = int(np.argmax(mean_D))
-  # quantiles, because draws with few seeds have no variance
-  scale_D = np.quantile(np.abs(noise_BxD - noise_BxD[:, [best]]), 0.6827, axis=0)
-  contends_D = mean_D[best] - mean_D <= contends * scale_D
+  contends_D = _contenders(mean_D, noise_BxD, contends)
   return max(float(np.quantile(noise_BxD[:, contends_D].max(1), levels[0])),
              float(np.quantile(noise_BxD[:, best], levels[1])))
 
 
-def probability_best(draws_BxD: np.ndarray) -> np.ndarray:
+def _contenders(mean_D: np.ndarray, noise_BxD: np.ndarray, contends: float) -> np.ndarray:
+  """[D] which decays are within so many standard errors of the best, itself included."""
+  best = int(np.argmax(mean_D))
+  # quantiles, because draws with few seeds have no variance
+  scale_D = np.quantile(np.abs(noise_BxD - noise_BxD[:, [best]]), 0.6827, axis=0)
+  return mean_D[best] - mean_D <= contends * scale_D
+
+
+def probability_best(mean_D: np.ndarray, draws_BxD: np.ndarray, scale_BxD: np.ndarray
+                     ) -> np.ndarray:
   """[D] probability of each decay to be the best.
 
   The true means are taken for draws from one normal distribution of unknown mean and spread, so
   that estimates shrink towards each other by as much as their errors explain their differences:
-  without it the largest of several is called the best too surely. The spread is integrated over,
-  with a wide half-Cauchy prior (Gelman 2006, Bayesian Analysis 1). Its scale and that of the errors
-  were set by simulation (bench/coverage.py), so that of what is said to be p a share p is true.
+  without it the largest of several is called the best too surely. Spread and errors are integrated
+  over. Of the spread the prior is a wide half-Cauchy (Gelman 2006, Bayesian Analysis 1). Of the
+  errors the draws bring their own: a draw counts by how likely its standard deviations make the
+  estimates, so that a decay that stands alone may do so by noise that few seeds do not show. The
+  scale of the prior and of the errors were set by simulation (bench/coverage.py), so that of what
+  is said to be p a share p is true.
+
+  Args:
+    mean_D: estimates.
+    draws_BxD: of the true means, as from `two_way`.
+    scale_BxD: standard deviation of what each was drawn with.
   """
-  mean_D = np.median(draws_BxD, axis=0)
   num_decays = len(mean_D)
   if num_decays == 1:
     return np.ones(1)
   noise_BxD = _NOISE * (draws_BxD - mean_D)
   noise_BxD = noise_BxD - noise_BxD.mean(1, keepdims=True)  # what all have in common does not tell
-  centred_D = mean_D - mean_D.mean()
-  scale_D = np.quantile(np.abs(noise_BxD), 0.6827, axis=0) / np.sqrt(1 - 1 / num_decays)
-  typical = np.sqrt(np.mean(scale_D**2))
+  scale_BxD = _NOISE * scale_BxD
+  typical = np.sqrt(np.mean(np.median(scale_BxD, axis=0) ** 2))
   if not typical > 0:
     return _shares(draws_BxD)
-  scale_D = np.maximum(scale_D, 1e-6 * typical)
-  made_D, total = np.zeros(num_decays), 0.0
-  for angle in (np.arange(_SPREADS) + 0.5) / _SPREADS * np.pi / 2:  # equal shares of the prior
-    spread = _PRIOR * typical * np.tan(angle)
-    variance_D = spread**2 + scale_D**2
-    weight_D = 1 / variance_D
-    centre = np.sum(weight_D * centred_D) / weight_D.sum()
-    log_likelihood = 0.5 * (np.sum(np.log(weight_D)) - np.log(weight_D.sum())
-                            - np.sum(weight_D * (centred_D - centre) ** 2))
-    likelihood = np.exp(log_likelihood + (num_decays - 1) * np.log(typical))
-    keep_D = spread**2 / variance_D
-    made_D += likelihood * _shares(centre + keep_D * (centred_D - centre)
-                                   + np.sqrt(keep_D) * noise_BxD)
-    total += likelihood
-  return made_D / total
+  # in units of the typical error
+  noise_BxD, centred_D = noise_BxD / typical, (mean_D - mean_D.mean()) / typical
+  square_BxD = np.maximum(scale_BxD / typical, 1e-6) ** 2
+  angle_K = (np.arange(_SPREADS) + 0.5) / _SPREADS * np.pi / 2  # equal shares of the prior
+  spread2_Kx1x1 = (_PRIOR * np.tan(angle_K))[:, None, None] ** 2
+  weight_KxBxD = 1 / (spread2_Kx1x1 + square_BxD)
+  total_KxBx1 = weight_KxBxD.sum(-1, keepdims=True)
+  away_KxBxD = centred_D - (weight_KxBxD * centred_D).sum(-1, keepdims=True) / total_KxBx1
+  keep_KxBxD = spread2_Kx1x1 * weight_KxBxD
+  true_KxBxD = centred_D - (1 - keep_KxBxD) * away_KxBxD + np.sqrt(keep_KxBxD) * noise_BxD
+  log_KxB = 0.5 * (np.log(weight_KxBxD).sum(-1) - np.log(total_KxBx1[..., 0])
+                   - (weight_KxBxD * away_KxBxD**2).sum(-1))
+  likelihood_KxB = np.exp(log_KxB - log_KxB.max())
+  return _shares(true_KxBxD.reshape(-1, num_decays), likelihood_KxB.ravel())
 
 
-def _shares(draws_BxD: np.ndarray) -> np.ndarray:
+def _shares(draws_BxD: np.ndarray, weight_B: np.ndarray | None = None) -> np.ndarray:
   """[D] share of the draws in which each is the largest; ties are shared."""
   best_BxD = draws_BxD == draws_BxD.max(1, keepdims=True)
-  return np.mean(best_BxD / best_BxD.sum(1, keepdims=True), axis=0)
+  return np.average(best_BxD / best_BxD.sum(1, keepdims=True), axis=0, weights=weight_B)
 
 
 def ties(mean_D: np.ndarray, draws_BxD: np.ndarray) -> list[int]:
@@ -132,14 +146,16 @@ def cost(mean_D: np.ndarray, draws_BxD: np.ndarray, chosen: int) -> tuple[float,
   The quantity max_d mu_d - mu_chosen is never negative and its estimate is biased upwards,
   so percentiles of the draws' maxima do not cover. The lower end allows for the best having been
   picked (`_largest_error`). The upper end is the largest of the decays' own upper ends: one of them
-  is the best, and that one's end covers in 97.5 %. A lower end of 0 means that the chosen decay may
-  be the best.
+  is the best, and that one's end covers in 97.5 %. Where several may be the best, ends of 95 %
+  cover in more than that, because all of them would have to fail. A lower end of 0 means that the
+  chosen decay may be the best.
   """
   gain_D = mean_D - mean_D[chosen]
   noise_BxD = (draws_BxD - draws_BxD[:, [chosen]]) - gain_D
   value = float(gain_D.max())
   low = value - _largest_error(gain_D, noise_BxD, _CONTENDS, _COST_LEVELS)
-  high = np.max(gain_D - np.quantile(noise_BxD, 0.025, axis=0))
+  tail = _COST_TAILS[int(_contenders(gain_D, noise_BxD, _CONTENDS).sum() > 1)]
+  high = np.max(gain_D - np.quantile(noise_BxD, tail, axis=0))
   return value, max(low, 0.0), max(float(high), 0.0)
 
 

@@ -234,8 +234,8 @@ def shared(member_DxS: np.ndarray, valid_DxS: np.ndarray, own_fit: Own) -> Share
 
 
 def draw(own_fit: Own, shared_fit: Shared | None, valid_DxS: np.ndarray, items: float,
-         rng: np.random.Generator, num_draws: int) -> np.ndarray:
-  """[B, D] errors of the decays' means through the seeds.
+         rng: np.random.Generator, num_draws: int) -> tuple[np.ndarray, np.ndarray]:
+  """Errors of the decays' means through the seeds.
 
   A decay's own effect, without what all have in common, and the common one. That has the
   degrees of freedom of Satterthwaite (1946, Biometrics Bulletin 2) for its sum with the items'
@@ -247,26 +247,30 @@ def draw(own_fit: Own, shared_fit: Shared | None, valid_DxS: np.ndarray, items: 
     items: variance of the mean over decays through the items.
     rng: of the draws.
     num_draws: B.
+
+  Returns:
+    the errors [B, D], and [B, D] the variance of a decay's own effect that each was drawn with.
   """
   seeds_D = valid_DxS.sum(1)
   variance_D = own_fit.each_D / seeds_D
-  error_BxD = rng.standard_normal((num_draws, len(seeds_D))) * np.sqrt(
-      variance_D * _tails(own_fit.freedom if own_fit.each_freedom_D is None
-                          else own_fit.each_freedom_D, rng, num_draws))
+  normal_BxD = rng.standard_normal((num_draws, len(seeds_D)))
+  own_BxD = variance_D * _tails(own_fit.freedom if own_fit.each_freedom_D is None
+                                else own_fit.each_freedom_D, rng, num_draws)
+  error_BxD = normal_BxD * np.sqrt(own_BxD)
   if shared_fit is None:
-    return error_BxD
+    return error_BxD, own_BxD
   weight_D = 1 / np.maximum(variance_D, 1e-300)
   error_BxD -= error_BxD @ (weight_D / weight_D.sum())[:, None]
   variance = max(shared_fit.mean_square - shared_fit.rest, 0.0) * np.sum(shared_fit.weight_S**2)
   if variance <= 1e-9 * items:
-    return error_BxD
+    return error_BxD, own_BxD
   freedom = shared_fit.freedom * ((variance + items) / variance) ** 2
   tails_Bx1 = np.sqrt(_tails(freedom, rng, num_draws))
   error_BxD += rng.standard_normal((num_draws, 1)) * np.sqrt(variance) * tails_Bx1
   # Where members are missing, means are over different seeds.
   unlike_DxS = valid_DxS / seeds_D[:, None] - shared_fit.weight_S
   effect_BxS = rng.standard_normal((num_draws, valid_DxS.shape[1])) * tails_Bx1
-  return error_BxD + np.sqrt(shared_fit.seeds) * effect_BxS @ unlike_DxS.T
+  return error_BxD + np.sqrt(shared_fit.seeds) * effect_BxS @ unlike_DxS.T, own_BxD
 
 
 def _tails(freedom: float | np.ndarray, rng: np.random.Generator, num_draws: int) -> np.ndarray:

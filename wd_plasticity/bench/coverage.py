@@ -125,7 +125,7 @@ def calibration(setting: Setting, num_studies: int, seed: int, spread: float
     made = fitted(simulated_study.make(rng, setting, mu_D))
     if made is not None:
       fit, truth_D, _ = made
-      said.append(decay_choice.probability_best(fit.draws_BxD))
+      said.append(decay_choice.probability_best(fit.mean_D, fit.draws_BxD, fit.scale_BxD))
       right.append(np.arange(len(truth_D)) == np.argmax(truth_D))
   return np.concatenate(said), np.concatenate(right)
 

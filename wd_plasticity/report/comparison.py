@@ -180,7 +180,7 @@ def _best_interval(fit: two_way.Fit, sign: float) -> Interval | None:
 def _estimates(fit: two_way.Fit, decays: Sequence[float], sign: float, of: Scores,
                has_seeds: bool) -> list[Estimate]:
   low_D, high_D = decay_choice.intervals(fit.draws_BxD)
-  best_D = decay_choice.probability_best(fit.draws_BxD)
+  best_D = decay_choice.probability_best(fit.mean_D, fit.draws_BxD, fit.scale_BxD)
   made = []
   for d, decay in enumerate(decays):
     low, high = sorted((sign * float(low_D[d]), sign * float(high_D[d])))

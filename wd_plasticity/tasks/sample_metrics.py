@@ -61,8 +61,8 @@ def sample_scores(records: Sequence[dict],
   put(f"maj@{k}", lambda r: r["correct"][majority(r["answers"], same)])
   put(f"correct_ratio@{k}", lambda r: np.mean(r["correct"]) if any(r["correct"]) else None)
   if all(r.get("scores") for r in sampled):
-    put(f"rm@{k}", lambda r: r["correct"][int(np.argmax(r["scores"]))])
-    put("orm_score", lambda r: np.mean(r["scores"]))
+    put(f"rm@{k}", lambda r: (best := _largest(r["scores"])) >= 0 and r["correct"][best])
+    put("orm_score", lambda r: np.mean(np.asarray(r["scores"], np.float64)))
   return scores
 
 
@@ -119,7 +119,14 @@ def _chosen(record: dict, lengths: str | None) -> int:
   scores = np.asarray(record["option_logprobs"], np.float64)
   if lengths:
     scores = scores / np.maximum(np.asarray(record[lengths], np.float64), 1.0)
-  return int(np.argmax(scores))
+  return _largest(scores)
+
+
+def _largest(scores: Sequence[float | None]) -> int:
+  """Where the largest finite score is; -1, which is never right, when none is finite."""
+  scores = np.asarray(scores, np.float64)  # None, which stands for what is not finite, is NaN
+  finite = np.isfinite(scores)
+  return int(np.argmax(np.where(finite, scores, -np.inf))) if finite.any() else -1
 
 
 def _of(records: Sequence[dict], score: Callable[[dict], float | None]) -> np.ndarray:
