@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import os
 import re
 import sys
@@ -114,7 +115,7 @@ def first_does(name: str, do: Callable[[], Any]) -> Any:
     do: in process 0.
 
   Returns:
-    What `do` returns in process 0, None in the others.
+    What `do` returns in process 0; in the others the same if it is a whole number, else None.
 
   Raises:
     UserError: in the other processes as well, when `do` raises in process 0.
@@ -127,11 +128,11 @@ def first_does(name: str, do: Callable[[], Any]) -> Any:
   def arrive():
     _client().key_value_set(f"{here}/arrived/{jax.process_index()}", "")
     return _value(f"{here}/done")
-  failure = _wait_for(arrive, name, lambda: _first_is_missing(here))
+  made, failure = json.loads(_wait_for(arrive, name, lambda: _first_is_missing(here)))
   if failure:
     leave()
     raise UserError(f"process 0 says: {failure}")
-  return None
+  return made
 
 
 def _as_first(here: str, name: str, do: Callable[[], Any]) -> Any:
@@ -147,10 +148,12 @@ def _as_first(here: str, name: str, do: Callable[[], Any]) -> Any:
   try:
     made = do()
   except Exception as e:
-    _client().key_value_set(f"{here}/done", " ".join(str(e).split()) or type(e).__name__)
+    failure = " ".join(str(e).split()) or type(e).__name__
+    _client().key_value_set(f"{here}/done", json.dumps([None, failure]))
     leave()
     raise
-  _client().key_value_set(f"{here}/done", "")
+  told = made if isinstance(made, int) else None
+  _client().key_value_set(f"{here}/done", json.dumps([told, ""]))
   return made
 
 

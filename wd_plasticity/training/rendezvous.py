@@ -77,7 +77,7 @@ def _gather(port: int, num_processes: int, until: float, timeout: float) -> None
         with contextlib.suppress(OSError):
           connection.sendall(_GO)
   except OSError as e:
-    raise UserError(f"process 0 cannot listen at port {port} ({e.strerror}); give another one in "
+    raise UserError(f"process 0 cannot listen at port {port} ({_reason(e)}); give another one in "
                     "distributed.coordinator.") from e
 
 
