@@ -76,7 +76,8 @@ def _conclude(launch: Launch, ended: Mapping[str, local_jobs.Ended],
   if launch.evals and ended[REPORT].state == DONE:
     console.print(f"report: {workdir / 'report' / 'report.html'}", markup=False)
   processes.conclude([(n, e.message, e.log) for n, e in ended.items() if e.state == FAILED],
-                     [n for n, e in ended.items() if e.state == NOT_RUN])
+                     [n for n, e in ended.items() if e.state == NOT_RUN],
+                     [(n, e.message) for n, e in ended.items() if e.state == DONE and e.message])
 
 
 if __name__ == "__main__":

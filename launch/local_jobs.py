@@ -22,7 +22,7 @@ class Ended:
 
   Attributes:
     state: DONE, FAILED, or NOT_RUN because of one that failed.
-    message: why.
+    message: why; of one that is done, what it warns of.
     log: its log; None when it was not run.
   """
   state: str
@@ -116,7 +116,7 @@ def _start(job: Job, group: Group, workdir: pathlib.Path, environment: Mapping[s
 
 def _how(program: Program, stop: Stop) -> Ended:
   if program.status == 0:
-    return Ended(DONE, log=program.log)
+    return Ended(DONE, program.warning(), program.log)
   if program.status in STOPPED:
     why = "its state is saved" if stop.number else "something else asked it to stop"
     return Ended(FAILED, f"stopped, {why}", program.log)

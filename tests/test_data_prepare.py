@@ -273,7 +273,7 @@ def test_a_folder_that_cannot_be_locked_is_one_sentence(data, tmp_path, monkeypa
   def open_lock(path):
     raise OSError(number, os.strerror(number), path)
   monkeypatch.setattr(files, "open_lock", open_lock)
-  with pytest.raises(UserError, match="cannot be written to .*set data.cache_dir to another"):
+  with pytest.raises(UserError, match="cannot be written to .*or set data.cache_dir to another"):
     prepare(data, tmp_path)
 
 

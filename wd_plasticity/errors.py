@@ -21,6 +21,7 @@ class Interrupted(Exception):
 
 EXIT_USER_ERROR = 2
 EXIT_KEYBOARD = 130  # 128 + SIGINT
+EXIT_PIPE = 141  # 128 + SIGPIPE, of `| head`
 EXIT_INTERRUPTED = 143  # 128 + SIGTERM, what schedulers expect of a preempted job
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -63,6 +64,17 @@ def is_out_of_memory(error: BaseException | None) -> bool:
   return False
 
 
+def _nobody_reads() -> bool:
+  """Whether what is printed goes into a pipe that nobody reads; then it is thrown away."""
+  try:
+    sys.stdout.flush()
+    return False
+  except OSError:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    return True
+
+
 def exit_with(error: object):
   """Ends the program with the sentence of a user's mistake."""
   print(f"error: {error}", file=sys.stderr, flush=True)
@@ -87,6 +99,8 @@ def run(main, argv=None):
   except OSError as e:
     if e.errno is None:  # not of the system
       raise
+    if e.errno == errno.EPIPE and _nobody_reads():
+      sys.exit(EXIT_PIPE)
     logging.debug("a call of the system failed", exc_info=True)
     exit_with(f"{describe(e)}.")
   except Exception as e:

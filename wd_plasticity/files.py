@@ -30,9 +30,11 @@ def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], Any])
       f.flush()
       os.fsync(f.fileno())
     os.replace(temporary, path)
-  except BaseException:
-    with contextlib.suppress(FileNotFoundError):
+  except BaseException as e:
+    with contextlib.suppress(OSError):
       os.unlink(temporary)
+    if isinstance(e, OSError):
+      e.filename, e.filename2 = str(path), None  # what the caller knows it by
     raise
 
 

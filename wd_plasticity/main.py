@@ -103,15 +103,15 @@ def _open_members(members: list[Member], plans: list, prepared, workdir: pathlib
 
 
 def _refuse_no_result(names: list[str], workdir: pathlib.Path):
-  """Ends with an error when no member is left; says how many are when some have failed."""
+  """Ends with an error when no member is left; only says it when some have failed."""
   failed = [n for n in names if (workdir / "members" / n / "FAILED.json").exists()]
   if not failed:
     return
   shown = ", ".join(failed[:3]) + (f" and {len(failed) - 3} more" if len(failed) > 3 else "")
   if len(failed) < len(names):
     if distributed.is_first():
-      print(f"note: {len(failed)} of {len(names)} members failed ({shown}): the loss or an update "
-            "was not finite; the others are done.", file=sys.stderr, flush=True)
+      print(f"warning: {len(failed)} of {len(names)} members failed ({shown}): the loss or an "
+            "update was not finite; the others are done.", file=sys.stderr, flush=True)
     return
   distributed.leave()
   raise UserError(

@@ -34,6 +34,8 @@ def local_path(path: str | os.PathLike | None, name: str) -> None:
   Raises:
     UserError: it is an address.
   """
+  if "\0" in os.fspath(path or ""):
+    raise UserError(f"{name}={path!r} has a character in it that no path can have.")
   for part in os.fspath(path or "").split(","):
     part = part.strip()
     if _ADDRESS.match(part) and not _WINDOWS_OR_TFDS.match(part):

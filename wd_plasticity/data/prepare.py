@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from absl import flags
 
-from wd_plasticity import cli, paths
+from wd_plasticity import cli, errors, paths
 from wd_plasticity.data import documents, sources, text_checks, tokenizers
 from wd_plasticity.data import records as records_lib
 from wd_plasticity.errors import UserError
@@ -141,8 +141,8 @@ def open_prepared(cache_dir: str | os.PathLike, fingerprint: str) -> Prepared | 
 
 
 def _cannot_write(folder: str, e: OSError) -> UserError:
-  return UserError(f"prepared data cannot be written to {folder} ({e.strerror}); set "
-                   "data.cache_dir to another folder.")
+  return UserError(f"prepared data cannot be written to {folder}: {errors.describe(e, folder)}; "
+                   "or set data.cache_dir to another folder.")
 
 
 def _check(data) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import flags
 
-from wd_plasticity import cli, commands
+from wd_plasticity import cli, commands, errors
 from wd_plasticity.errors import Interrupted, UserError
 from wd_plasticity.evals.targets import Target
 from wd_plasticity.files import write_json, write_text
@@ -89,8 +89,7 @@ def export(path: str | os.PathLike, out: str | os.PathLike, *, dtype: str = "",
     shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
     temporary.mkdir(parents=True)
   except OSError as e:
-    raise UserError(f"--out={out} cannot be written to ({e.strerror}); give another folder."
-                    ) from e
+    raise UserError(f"--out={out}: {errors.describe(e, out)}.") from e
   try:
     own = temporary / OWN_FOLDER
     own.mkdir()

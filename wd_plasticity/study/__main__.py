@@ -91,7 +91,11 @@ def _become(evals: Sequence[plan.Eval], members: Sequence[members_lib.Member],
   if wanted is None:
     raise UserError(f"--step={_STEP.value} is not an eval of this study; it has "
                     f"{', '.join(e.program for e in evals)}.")
-  folders = [str(workdir / "members" / m.name) for m in members]
+  folders = [str(workdir / "members" / m.name) for m in members
+             if not _has_nothing(workdir / "members" / m.name)]
+  if not folders:
+    raise UserError("all of these members failed in pretraining before their first checkpoint; "
+                    "there is nothing to evaluate.")
   path = plan.config_path(str(workdir), wanted.program)
   if not _DRY_RUN.value:
     path = _write_own_config(path, plan.config_text(wanted))
@@ -100,6 +104,17 @@ def _become(evals: Sequence[plan.Eval], members: Sequence[members_lib.Member],
     print(shlex.join(["python", *command]))
     sys.exit(0)
   cli.become(command)
+
+
+def _has_nothing(member: pathlib.Path) -> bool:
+  """Whether a member failed before its first checkpoint, which is said."""
+  from wd_plasticity.training import checkpoint  # orbax is slow to import
+
+  if not (member / "FAILED.json").exists() or checkpoint.finished_steps(member / "checkpoints"):
+    return False
+  print(f"{member.name} failed in pretraining before its first checkpoint and is left out.",
+        flush=True)
+  return True
 
 
 def _write_own_config(path: pathlib.Path, text: str) -> pathlib.Path:
@@ -119,7 +134,8 @@ def _conclude(made: Sequence[records.Record], workdir: pathlib.Path) -> None:
     terminal.show(found, answer_lib.answers(found), workdir / "report" / "report.html", Console())
   processes.conclude(
       [(r.name, r.message, workdir / r.log) for r in made if r.state == records.FAILED],
-      [r.name for r in made if r.state == records.WAITING])
+      [r.name for r in made if r.state == records.WAITING],
+      [(r.name, r.message) for r in made if r.state == records.DONE and r.message])
 
 
 if __name__ == "__main__":

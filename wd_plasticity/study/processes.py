@@ -83,25 +83,37 @@ class Program:
 
   def last_words(self) -> str:
     """What it said last: its error, or its last line."""
-    with open(self.log, encoding="utf-8", errors="replace") as f:
-      f.seek(self._begin)
-      lines = [line.strip() for line in f if line.strip()]
+    lines = self._said()
     said = next((line for line in reversed(lines) if line.startswith("error: ")),
                 lines[-1] if lines else f"it ended with status {self.status} and said nothing")
     return said.removeprefix("error: ")
+
+  def warning(self) -> str:
+    """What one that has succeeded warns of, such as members that failed; '' for nothing."""
+    return next((line.removeprefix("warning: ") for line in reversed(self._said())
+                 if line.startswith("warning: ")), "")
+
+  def _said(self) -> list[str]:
+    with open(self.log, encoding="utf-8", errors="replace") as f:
+      f.seek(self._begin)
+      return [line.strip() for line in f if line.strip()]
 
   def close(self) -> None:
     """Lets go of it; one that still runs is asked to stop."""
     os.close(self._write_end)
 
 
-def conclude(failed: Sequence[tuple[str, str, os.PathLike]], not_run: Sequence[str]) -> None:
+def conclude(failed: Sequence[tuple[str, str, os.PathLike]], not_run: Sequence[str],
+             warnings: Sequence[tuple[str, str]] = ()) -> None:
   """Says what failed and what was therefore not run; exit status 1 if something did.
 
   Args:
     failed: name, why, and log.
     not_run: names.
+    warnings: name, and what it warns of, of those that succeeded.
   """
+  for name, message in warnings:
+    print(f"warning: {name}: {message}", file=sys.stderr, flush=True)
   for name, message, log in failed:
     print(f"{name} failed: {message.rstrip('.')}. Its log is {log}.", file=sys.stderr)
   if not_run:

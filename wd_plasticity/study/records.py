@@ -37,7 +37,7 @@ class Record:
     seconds: that it took.
     finished: when it ended, in seconds since 1970.
     log: path of its log, relative to the work directory.
-    message: why it failed.
+    message: why it failed; of one that is done, what it warns of, such as members that failed.
   """
   name: str
   command: str

@@ -72,7 +72,7 @@ def _run_step(step: Step, records: Records, display: Display, stop: Stop, lock: 
     raise Interrupted(f"stopped by {signal.Signals(stop.number).name} in {step.name}; what is done "
                       "is kept, run the same command again to go on.")
   state = DONE if program.status == 0 else FAILED
-  message = "" if state == DONE else program.last_words()
+  message = program.warning() if state == DONE else program.last_words()
   return Record(step.name, step.shown(), state, inputs, records.outputs(step),
                 round(time.monotonic() - begun, 1), time.time(),
                 log.relative_to(records.workdir).as_posix(), message)

@@ -48,7 +48,8 @@ def open_workdir(workdir: str | os.PathLike) -> None:
     with locked(path):  # jobs of a launch start together
       _write_versions(path)
   except OSError as e:
-    raise UserError(f"{errors.describe(e, workdir)}.") from e
+    raise UserError(f"--workdir={workdir} cannot be written to: {errors.describe(e, workdir)}."
+                    ) from e
 
 
 def check_member(directory: str | os.PathLike, config: ConfigDict | Mapping, *,
