@@ -14,13 +14,13 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from absl import flags
-from rich.console import Console
 
 from launch import command_line, local_devices, local_jobs, record
 from launch.jobs import Job, Launch, make_jobs
 from launch.local_devices import Group
 from launch.local_display import DONE, FAILED, NOT_RUN, Display
 from wd_plasticity import ownership
+from wd_plasticity.console import Console
 from wd_plasticity.study import processes
 from wd_plasticity.study.plan import REPORT
 

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from launch.jobs import Job
+from wd_plasticity.console import Console, Table, text
 from wd_plasticity.study.display import LiveTable
 from wd_plasticity.training.progress import format_seconds
 
@@ -142,4 +142,4 @@ class Display(LiveTable):
     else:
       left = format_seconds(now.get("seconds_left")) if state == RUNNING else ""
     return [Text(state, _STYLES[state]), percent if state == RUNNING else "", left,
-            Text(self._note[name])]
+            text(self._note[name])]

@@ -1,8 +1,6 @@
 """What was submitted, kept in the work directory."""
 
-import contextlib
 import datetime
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 from launch.jobs import Job, Launch
 from wd_plasticity import errors
 from wd_plasticity.errors import UserError
-from wd_plasticity.files import write_json
+from wd_plasticity.files import read_json, write_json
 
 
 def folder(launch: Launch) -> Path:
@@ -22,9 +20,11 @@ def submitted(launch: Launch, backend: str) -> list[dict[str, Any]]:
   """What earlier launches in this work directory have submitted, as `write` was told."""
   found = []
   for path in sorted(folder(launch).glob(f"*-{backend}.json")):
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # of a damaged file
-      jobs = json.loads(path.read_text(encoding="utf-8"))["jobs"]
-      found += [j["submitted"] for j in jobs if j["submitted"] is not None]
+    advice = "restore it, or delete it when none of its jobs waits or runs any more"
+    jobs = read_json(path, "the record of a launch", advice, {"jobs": list})["jobs"]
+    if not all(isinstance(j, dict) and "submitted" in j for j in jobs):
+      raise UserError(f"{path} is not the record of a launch; {advice}.")
+    found += [j["submitted"] for j in jobs if j["submitted"] is not None]
   return found
 
 

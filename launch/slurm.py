@@ -16,13 +16,13 @@ from collections.abc import Sequence
 
 from absl import flags
 from rich import box
-from rich.table import Table
 
 from launch import command_line, record, slurm_scripts
 from launch.jobs import Launch, make_jobs
 from launch.shell import Commands
 from launch.slurm_scripts import Array, Resources
 from wd_plasticity import errors
+from wd_plasticity.console import Table
 from wd_plasticity.errors import UserError
 from wd_plasticity.files import write_text
 from wd_plasticity.training.summary import wide_console

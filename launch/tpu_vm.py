@@ -173,7 +173,9 @@ def _as_begun(launch: Launch, source: scripts.Source, names: Sequence[str], base
     try:
       begun = json.loads(text)
       workdir, revision = begun["workdir"], begun["revision"]
-    except (ValueError, KeyError, TypeError):
+      if not isinstance(workdir, str) or not re.fullmatch("[0-9a-f]{7,64}", revision):
+        raise ValueError("not as we write it")
+    except (ValueError, KeyError, TypeError, RecursionError):
       raise UserError(f"{name} exists but was not made by this program; give another --tpu_name."
                       ) from None
     if workdir != launch.workdir and not re.search(r"{date}|{time}", flags.FLAGS.workdir):

@@ -36,7 +36,7 @@ def _session(trained, tmp_path, config, *overrides):
 
 def _plans(session):
   return finetune_plan.plans(
-      finetune_plan.waiting(session, finetune_plan.load_splits(session)))
+      session, finetune_plan.waiting(session, finetune_plan.load_splits(session)))
 
 
 # Points.

@@ -22,7 +22,7 @@ from launch.local_display import Display
 from wd_plasticity import files, ownership
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals.results import Results
-from wd_plasticity.training import summary, sweep
+from wd_plasticity.training import summary
 
 # Devices.
 
@@ -313,14 +313,6 @@ def test_tables_of_jobs_that_end_together_hold_all_of_them(tmp_path, monkeypatch
   _one_during_another(monkeypatch, lambda: [item(i) for i in items], collect,
                       lambda: items.append("b"))
   assert len((results.directory / "results.jsonl").read_text().splitlines()) == 2
-
-
-def test_a_trial_that_ends_second_takes_the_answer_of_the_first(tmp_path):
-  record = tmp_path / "members_at_once.json"
-  assert sweep._remember(record, "a", 4) == 4
-  assert sweep._remember(record, "b", 1) == 1
-  assert sweep._remember(record, "a", 1) == 4
-  assert json.loads(record.read_text()) == {"a": 4, "b": 1}
 
 
 # Whole programs.

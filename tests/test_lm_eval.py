@@ -87,7 +87,7 @@ def test_options_of_one_token_are_read_once(text, monkeypatch):
   read = []
   batches = lm_eval_text.scoring.batches
   monkeypatch.setattr(lm_eval_text.scoring, "batches",
-                      lambda wanted, shares: read.extend(wanted) or batches(wanted, shares))
+                      lambda wanted, *sizes: read.extend(wanted) or batches(wanted, *sizes))
   done = []
   pairs = [("one of", c) for c in "ABCD"] + [("one o", "fE")]
   made = text.likelihoods(pairs, done.append)

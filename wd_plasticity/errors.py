@@ -6,9 +6,12 @@ an exhausted quota are one thing, as are a missing permission and a read-only fi
 
 import errno
 import os
+import re
 import sys
 
 from absl import logging
+
+from wd_plasticity import plain
 
 
 class UserError(Exception):
@@ -56,10 +59,17 @@ def describe(error: OSError, place: str | os.PathLike | None = None) -> str:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-  """Whether an error, or one that caused it, is of memory that the host or a device has not."""
+  """Whether an error, or one that caused it, is of memory that the host or a device has not.
+
+  XLA says RESOURCE_EXHAUSTED; so do libraries of a full disk, which is another thing.
+  """
   while error is not None:
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
       return True
+    if isinstance(error, (UserError, Interrupted, OSError)):
+      return False
+    if "RESOURCE_EXHAUSTED" in str(error):
+      return not re.search("No space left|[Qq]uota", str(error))
     error = error.__cause__ or error.__context__
   return False
 
@@ -77,7 +87,7 @@ def _nobody_reads() -> bool:
 
 def exit_with(error: object):
   """Ends the program with the sentence of a user's mistake."""
-  print(f"error: {error}", file=sys.stderr, flush=True)
+  print(f"error: {plain.one_line(error)}", file=sys.stderr, flush=True)
   sys.exit(EXIT_USER_ERROR)
 
 
@@ -86,6 +96,11 @@ def run(main, argv=None):
 
   `--verbosity=1` shows the traceback of a failure of the system as well.
   """
+  with plain.output():
+    _run(main, argv)
+
+
+def _run(main, argv):
   try:
     return main(argv)
   except UserError as e:

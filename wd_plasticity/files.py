@@ -39,8 +39,8 @@ def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], Any])
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-  """Writes UTF-8 text atomically."""
-  write_atomically(path, lambda f: f.write(text.encode("utf-8")))
+  """Writes UTF-8 text atomically; halves of surrogate pairs, which it has not, are spelled."""
+  write_atomically(path, lambda f: f.write(text.encode("utf-8", "backslashreplace")))
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -53,18 +53,19 @@ def parse_json(content: str | bytes) -> Any:
 
   Raises:
     ValueError: whatever is wrong with it: no JSON, not UTF-8, nested too deeply, numbers of
-      more digits than can be read. The message says which.
+      more digits than can be read. The message says which, as 'is not JSON (...)'.
   """
   try:
     return json.loads(content)
   except json.JSONDecodeError as e:
-    raise ValueError(f"not JSON: {e.msg}, line {e.lineno}, column {e.colno}") from e
+    raise ValueError(f"is not JSON ({e.msg}: line {e.lineno}, column {e.colno})") from e
   except UnicodeDecodeError as e:
-    raise ValueError(f"not UTF-8 text: byte {e.object[e.start]:#04x} at {e.start}") from e
+    raise ValueError(f"is not UTF-8 text (byte {e.object[e.start]:#04x} at {e.start})") from e
   except RecursionError as e:
-    raise ValueError("nested too deeply") from e
+    raise ValueError("holds lists or objects that are nested too deeply") from e
   except ValueError as e:
-    raise ValueError("a whole number of too many digits") from e
+    raise ValueError("holds a whole number of more digits than can be read "
+                     f"({sys.get_int_max_str_digits()})") from e
 
 
 def read_json(path: str | os.PathLike, what: str, advice: str,
@@ -90,7 +91,7 @@ def read_json(path: str | os.PathLike, what: str, advice: str,
   except OSError as e:
     raise wrong(e.strerror) from e
   except ValueError as e:
-    raise wrong(e) from e
+    raise wrong(f"it {e}") from e
   if fields is not None and not isinstance(value, dict):
     raise wrong("not an object")
   for name, kind in (fields or {}).items():

@@ -54,7 +54,7 @@ def main(argv: Sequence[str]):
   if _DRY_RUN.value:
     print(line)
     for group, group_plans in zip(groups, plans, strict=True):
-      print(describe(group[0], group_plans[0]))
+      print(describe(group[0], group_plans[0], len(group)))
     by_name = {m.name: p for g, ps in zip(groups, plans, strict=True)
                for m, p in zip(g, ps, strict=True)}
     print(describe_members(members, [by_name[m.name] for m in members]))
@@ -81,8 +81,9 @@ def _train(groups: list[list[Member]], plans: list, workdir: pathlib.Path):
     distributed.first_does("the members", lambda members=members, plans=group_plans,
                            prepared=prepared: _open_members(members, plans, prepared, workdir))
     jobs.append((members, group_plans, prepared))
+  described = describe(groups[0][0], plans[0][0], len(groups[0]))  # asks all processes
   if distributed.is_first():
-    print(describe(groups[0][0], plans[0][0]), flush=True)
+    print(described, flush=True)
   stop = StopSignal()
   stop.install()  # not before: what comes earlier can simply be ended
   sweep.train(jobs, workdir, stop)

@@ -13,11 +13,12 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
+from wd_plasticity import memory
 from wd_plasticity.config import parse_length
 from wd_plasticity.data import tokenizers
 from wd_plasticity.errors import UserError
 from wd_plasticity.members import Member
-from wd_plasticity.models import attention, decoder, flops, loss
+from wd_plasticity.models import attention, decoder, flops
 from wd_plasticity.models.config import ModelConfig
 from wd_plasticity.optim import adamw, groups
 from wd_plasticity.training import mesh as mesh_lib
@@ -31,7 +32,8 @@ class Plan:
     tokens: seen in training; steps * tokens_per_step, not below what was asked for.
     flops: of the whole training, forward and backward, without recomputation
       (convention in models/flops.py).
-    memory_bytes: estimate per device while training, by part.
+    memory: estimate per device while training.
+    memory_bytes: what it says by part for the members that share a program.
     decay_table: a row per parameter: its group and its weight decay.
     decays: weight decay of each of `optimizer.group_names`, f32 [P].
     timescale: 1/(lr wd) at the peak, in steps, tokens and as a fraction of the run; None
@@ -44,6 +46,7 @@ class Plan:
   tokens_per_step: int
   tokens: int
   flops: float
+  memory: memory.Pretraining
   memory_bytes: dict
   decay_table: tuple
   decays: np.ndarray
@@ -58,8 +61,9 @@ def make_plan(config: ConfigDict, num_devices: int, members_at_once: int = 1) ->
   """Derives the plan of a member, or raises a UserError that says what cannot be."""
   _check_fields(config)
   model = ModelConfig.from_section(config.model, _tokenizer_size(config))
-  attention.choose(model.attention, length=config.data.sequence_length, head_dim=model.head_dim,
-                   dtype=jnp.dtype(model.compute_dtype), packed=model.document_mask)
+  chosen = attention.choose(
+      model.attention, length=config.data.sequence_length, head_dim=model.head_dim,
+      dtype=jnp.dtype(model.compute_dtype), packed=model.document_mask)
   mesh = _check_mesh(config, model, num_devices)
   parameters = flops.count_parameters(model)
   tokens_per_step = config.train.global_batch_size * config.data.sequence_length
@@ -75,12 +79,16 @@ def make_plan(config: ConfigDict, num_devices: int, members_at_once: int = 1) ->
   group_of = groups.assign_groups(shapes, config.optim.decay.rules)
   multipliers = groups.decay_multipliers(config.optim.decay, group_of)
   optimizer = adamw.from_section(config.optim, group_of, steps, tokens_per_step)
+  needed = memory.Pretraining(
+      model, mesh, rows=config.train.global_batch_size, length=config.data.sequence_length,
+      attention=chosen, accumulate_steps=config.train.accumulate_steps,
+      tile_tokens=config.train.loss_tile_tokens)
   return Plan(
       model=model, optimizer=optimizer, parameters=parameters, steps=steps,
       tokens_per_step=tokens_per_step, tokens=steps * tokens_per_step,
       flops=flops.train_flops_per_token(model, config.data.sequence_length)
       * steps * tokens_per_step,
-      memory_bytes=_memory(config, model, parameters["total"], mesh, members_at_once),
+      memory=needed, memory_bytes=needed.parts(members_at_once),
       decay_table=tuple(groups.decay_table(shapes, group_of, config.optim.weight_decay,
                                            multipliers)),
       decays=np.array([config.optim.weight_decay * multipliers[g] for g in optimizer.group_names],
@@ -157,62 +165,14 @@ def _check_mesh(config, model: ModelConfig, num_devices: int) -> dict[str, int]:
   return sizes
 
 
-def _memory(config, model: ModelConfig, parameters: int, mesh: dict, members_at_once: int) -> dict:
-  """Bytes per device: what is stored exactly, the rest estimated.
+def describe(member: Member, plan: Plan, num_members: int = 1) -> str:
+  """What would be run for one member, for people.
 
-  Within 20 % of what XLA allocates for the study's sizes on TPUs, see docs/results/paper;
-  attention is taken to store no scores.
+  Args:
+    member: the first of those that can share a program.
+    plan: its plan.
+    num_members: how many can.
   """
-  members = max(1, -(-members_at_once // mesh["sweep"]))
-  shard = mesh["fsdp"] * mesh["tensor"]
-  rows = config.train.global_batch_size / config.train.accumulate_steps
-  tokens = rows / (mesh["data"] * mesh["fsdp"]) * config.data.sequence_length
-  kept, all_of_layer = _activation_bytes(model, mesh["tensor"])
-  working = 0 if model.remat == "none" else all_of_layer  # of the layer computed again
-  width = _itemsize(model)
-  tile = (config.train.loss_tile_tokens / (mesh["data"] * mesh["fsdp"])
-          or loss.default_tile_tokens())
-  # Logits in float32 and their gradient; the whole head and its gradient, gathered.
-  head = model.width * model.vocab_size // mesh["tensor"]
-  logits = (min(tile, tokens) * model.vocab_size / mesh["tensor"] + head) * (4 + width)
-  # The sum over micro-batches beside the gradients of one.
-  copies = 1 if config.train.accumulate_steps == 1 else 2
-  return {
-      "parameters": members * parameters * 4 // shard,
-      "optimizer": members * parameters * 8 // shard,
-      "gradients": members * parameters * 4 * copies // shard,
-      "snapshot": members * parameters * 12 // shard,  # of a checkpoint being written
-      "activations": int(members * tokens * (kept * model.num_layers + working)),
-      "logits": int(members * logits),
-  }
-
-
-def _itemsize(model: ModelConfig) -> int:
-  return 2 if model.compute_dtype == "bfloat16" else 4
-
-
-def _activation_bytes(model: ModelConfig, tensor: int) -> tuple[float, float]:
-  """Bytes per token that a layer keeps for the backward pass, and all that it makes for it.
-
-  Counted from what `jax.vjp` of a layer returns, with an attention that stores no scores.
-  """
-  width = _itemsize(model)
-  d, f = model.width, model.ffn_width / tensor
-  q, kv = (n * model.head_dim / tensor for n in (model.num_heads, model.num_kv_heads))
-  heads = 2 * q + 2 * kv  # queries, keys, values and what attention returns
-  # Norms keep three arrays in float32.
-  norms = 4 * (6 * d + (3 * (q + kv) if model.qk_norm else 0))
-  everything = norms + width * (2 * d + heads + q + 3 * f)
-  if model.remat == "none":
-    return everything, everything
-  kept = d  # what enters
-  if model.remat == "dots":  # and products; what `down` makes is needed again by a norm after it
-    kept += heads + 2 * f + (d if model.norm_position == "pre" else 2 * d)
-  return width * kept, everything
-
-
-def describe(member: Member, plan: Plan) -> str:
-  """What would be run for one member, for people."""
   m, p, config = plan.model, plan.parameters, member.config
   lines = [
       f"member {member.name}",
@@ -223,8 +183,7 @@ def describe(member: Member, plan: Plan) -> str:
       f"  training   {plan.steps:,} steps x {plan.tokens_per_step:,} tokens = {plan.tokens:,} "
       f"tokens ({plan.tokens / p['total']:.1f} per parameter), {plan.flops:.3g} FLOPs "
       "(head counted, embedding not, attention over all positions, no recomputation)",
-      f"  memory     {_bytes(sum(plan.memory_bytes.values()))} per device, estimated ("
-      + ", ".join(f"{k} {_bytes(v)}" for k, v in plan.memory_bytes.items()) + ")",
+      "  memory     " + _memory(plan, config.sweep.members_at_once, num_members),
       f"  optimizer  learning rate {config.optim.learning_rate:g} ({config.optim.schedule.name}), "
       f"weight decay {config.optim.weight_decay:g} ({config.optim.decay.convention}, "
       f"{config.optim.decay.preset})",
@@ -233,6 +192,28 @@ def describe(member: Member, plan: Plan) -> str:
       parameter_overview.make_table(list(plan.decay_table)),
   ]
   return "\n".join(lines)
+
+
+def _memory(plan: Plan, at_once: int, num_members: int) -> str:
+  """Of one member, of all that would share a program, and how many of them fit."""
+  limit, smallest = memory.device_limit(), plan.memory.mesh["sweep"]
+  largest = memory.splits(min(at_once or num_members, num_members), smallest)[0]
+  fitting = memory.members_that_fit(largest, plan.memory.total, smallest, limit)
+  one = "one member" if smallest == 1 else f"{smallest} members"
+  lines = [f"{one} {memory.described(plan.memory.parts(smallest))} per device, "
+           "estimated"]
+  if largest > smallest:
+    lines.append(f"{largest} members in one program "
+                 f"{memory.described(plan.memory.parts(largest))}")
+  fits = f"a device has {memory.text(limit)}"
+  if plan.memory.total(fitting) > limit:
+    fits += (": it is not enough by this estimate; a larger train.accumulate_steps, "
+             "model.remat='dots' or 'full', mesh.fsdp or mesh.tensor take less")
+  elif largest > smallest:
+    fits += f": at most {fitting} at once"
+    if not at_once and fitting > smallest:
+      fits += f", the faster of {smallest} and {fitting} is measured"
+  return "\n             ".join([*lines, fits])
 
 
 def as_record(plan: Plan) -> dict:
@@ -263,11 +244,3 @@ def _timescale(plan: Plan) -> str:
   t = plan.timescale
   return (f"1/(lr*wd) = {t['steps']:,.0f} steps = {t['tokens']:,.0f} tokens = "
           f"{t['fraction']:.2f} of the run")
-
-
-def _bytes(n: float) -> str:
-  for unit in ("B", "KiB", "MiB", "GiB"):
-    if n < 1024:
-      return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-    n /= 1024
-  return f"{n:.1f} TiB"

@@ -9,7 +9,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from wd_plasticity.files import write_atomically
-from wd_plasticity.training.summary_plot import STYLE, decay_colours
+from wd_plasticity.training.summary_plot import STYLE, as_text, decay_colours
 
 __all__ = ["decay_colours", "save_figure"]
 
@@ -31,6 +31,7 @@ def save_figure(path: str | os.PathLike, draw: Callable[[Figure], None], *, widt
   with rc_context(STYLE | (style or {})):
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     draw(figure)
+    as_text(figure)
     for kind in ("png", *also):
       picture = io.BytesIO()
       # Without a date the same results make the same file.

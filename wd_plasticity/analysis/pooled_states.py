@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wd_plasticity.models import decoder
+from wd_plasticity.models import attention, decoder
 from wd_plasticity.models.config import ModelConfig
 
 POOLINGS = ("mean", "last")  # over the text's tokens; its last token
@@ -57,7 +57,7 @@ def batches(lengths: np.ndarray, tokens_per_batch: int,
   order = np.argsort(lengths, kind="stable")
   longest = int(lengths.max())
   start = 0
-  for padded in sorted({-(-longest // (8 * part)) * 8 for part in _LENGTHS}):
+  for padded in sorted({attention.row_length(-(-longest // part), 8) for part in _LENGTHS}):
     end = int(np.searchsorted(lengths[order], padded, side="right"))
     rows = max(1, min(tokens_per_batch // padded, end - start))
     rows = -(-rows // row_multiple) * row_multiple

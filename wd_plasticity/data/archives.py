@@ -3,6 +3,9 @@
 The readers of the standard library take much of that for the end: tarfile a header that
 is bad, short or missing after the first; lzma and bz2 whatever follows their first stream;
 gzip a file without a byte.
+
+A small file may spell a large one, so nothing is held that has no end: files are decompressed
+a piece at a time, and lines, whole files and headers have a largest size.
 """
 
 import bz2
@@ -15,6 +18,8 @@ from typing import IO
 
 import zstandard
 
+from wd_plasticity.errors import UserError
+
 # By extension: makes what decompresses one stream.
 _DECOMPRESSORS = {
     ".gz": lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS),
@@ -26,6 +31,14 @@ _DECOMPRESSORS = {
 COMPRESSIONS = tuple(_DECOMPRESSORS)
 BROKEN = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, tarfile.TarError)
 _BLOCK = 16384  # compressed bytes that are read at once
+_ZST_BLOCK = 1024  # zstandard gives all that its input spells, up to 32,000 times as much
+_PIECE = 1 << 20  # bytes that the others give at once
+LONGEST_LINE = 1 << 28  # bytes
+LARGEST_FILE = 1 << 30  # bytes of a file that is read as a whole, decompressed
+LARGEST_TABLE = 1 << 32  # bytes of a Parquet file that is compressed or in an archive
+_LARGEST_HEADER = 1 << 20  # bytes of a long name or extended header of tar
+_HEADS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+          tarfile.GNUTYPE_LONGLINK)
 
 
 def decompress(f: IO[bytes], compression: str) -> IO[bytes]:
@@ -46,7 +59,7 @@ class _Decompressed(io.RawIOBase):
 
   def __init__(self, f: IO[bytes], compression: str):
     self._file = f
-    self._make = _DECOMPRESSORS[compression]
+    self._make, self._is_zst = _DECOMPRESSORS[compression], compression == ".zst"
     self._stream = self._make()  # None between two streams
     self._begun = False  # whether a byte was read
     self._compressed = b""  # what the last stream has left over
@@ -64,10 +77,12 @@ class _Decompressed(io.RawIOBase):
     return n
 
   def _advance(self) -> bool:
-    """Decompresses a block; False at the end of the file."""
-    block = self._compressed or self._file.read(_BLOCK)
+    """Decompresses a piece; False at the end of the file."""
+    # bz2 and lzma keep input of which they have not given all.
+    inside = not getattr(self._stream, "needs_input", True)
+    block = b"" if inside else self._compressed or self._file.read(_BLOCK)
     self._compressed = b""
-    if not block:
+    if not block and not inside:
       if self._stream is not None:
         raise EOFError("it ends within its compressed data" if self._begun else "it has no byte")
       return False
@@ -77,10 +92,45 @@ class _Decompressed(io.RawIOBase):
       if not block:
         return True
       self._stream = self._make()
-    self._content = memoryview(self._stream.decompress(block))
+    rest = b""
+    if self._is_zst:
+      block, rest = block[:_ZST_BLOCK], block[_ZST_BLOCK:]
+      self._content = memoryview(self._stream.decompress(block))
+    else:
+      self._content = memoryview(self._stream.decompress(block, _PIECE))
+      rest = getattr(self._stream, "unconsumed_tail", b"")  # of zlib
+    self._compressed = rest
     if self._stream.eof:
-      self._compressed, self._stream = self._stream.unused_data, None
+      self._compressed, self._stream = self._stream.unused_data + rest, None
     return True
+
+
+def lines(f: IO[bytes], shown: str) -> Iterator[bytes]:
+  """The lines of a file.
+
+  Raises:
+    UserError: a line is longer than `LONGEST_LINE`; `shown` names the file.
+  """
+  number = 0
+  while line := f.readline(LONGEST_LINE + 1):
+    number += 1
+    if len(line) > LONGEST_LINE:
+      raise UserError(f"{shown}, line {number} has more than {LONGEST_LINE:,} bytes; part it, or "
+                      "leave it out.")
+    yield line
+
+
+def whole(f: IO[bytes], shown: str, largest: int = LARGEST_FILE) -> bytes:
+  """The content of a file that is read at once.
+
+  Raises:
+    UserError: it is larger than `largest` bytes; `shown` names the file.
+  """
+  content = f.read(largest + 1)
+  if len(content) > largest:
+    raise UserError(f"{shown} has more than {largest:,} bytes, more than is read at once; part "
+                    "it, for example into a JSONL file of a document per line.")
+  return content
 
 
 def tar_members(f: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
@@ -98,6 +148,13 @@ def tar_members(f: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
 
 class _Header(tarfile.TarInfo):
   """A header of a member; tarfile asks it for the next, and ends at any that is not one."""
+
+  @classmethod
+  def frombuf(cls, *args) -> tarfile.TarInfo:
+    header = super().frombuf(*args)
+    if header.type in _HEADS and header.size > _LARGEST_HEADER:  # it is read into memory
+      raise tarfile.InvalidHeaderError("a header that has no end")
+    return header
 
   @classmethod
   def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:

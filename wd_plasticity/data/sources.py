@@ -6,25 +6,26 @@ cache can be addressed by content) and iterates its documents as raw text.
 Files are named by globs, comma separated (`**` descends into folders), and read by
 their extension: .txt .text .md .markdown hold one document each, .jsonl and .json
 one JSON object per line, .parquet one row per document; any of them may end in .gz,
-.bz2, .xz or .zst, or be a member of a .tar (.tgz, .txz and the endings above too).
+.bz2, .xz or .zst, or be a member of a .tar (.tgz, .txz and the endings above too), of which
+three may lie in each other.
 A text that is null is an empty document.
 """
 
+import codecs
 import contextlib
 import dataclasses
 import functools
 import glob
 import io
-import json
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from typing import IO, Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet
 
+from wd_plasticity import files
 from wd_plasticity.data import archives, embedded
 from wd_plasticity.errors import UserError
 
@@ -32,6 +33,7 @@ _TEXT = (".txt", ".text", ".md", ".markdown")
 _JSON = (".jsonl", ".json")
 _SHORT_TAR = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
 _EXTENSIONS = (*_TEXT, *_JSON, ".parquet", ".tar")
+_DEEPEST = 3  # archives within each other
 
 
 class Source(Protocol):
@@ -172,7 +174,7 @@ def reading(shown: str) -> Iterator[None]:
   except pa.ArrowNotImplementedError as e:
     raise UserError(f"{shown} cannot be read ({_first_line(e)}); write it in another way, for "
                     "example as JSONL.") from e
-  except (*archives.BROKEN, pa.ArrowException, OSError) as e:
+  except (*archives.BROKEN, pa.ArrowException, OSError, ValueError, ArithmeticError) as e:
     if isinstance(e, OSError) and e.errno is not None:  # bz2 and pyarrow raise it without
       raise UserError(f"{shown} cannot be read ({e.strerror}); check that it is there and "
                       "readable.") from e
@@ -187,35 +189,38 @@ def _first_line(e: Exception) -> str:
   return (str(e).splitlines() or [repr(e)])[0]
 
 
-def _read(f: IO[bytes], name: str, shown: str, text_field: str) -> Iterator[str]:
-  """The documents of an open file; `shown` names it in messages."""
+def _read(f: IO[bytes], name: str, shown: str, text_field: str, depth: int = 1) -> Iterator[str]:
+  """The documents of an open file; `shown` names it in messages, `depth` counts archives."""
   kind, compression = file_format(name)
   with reading(shown):
     f = decompressed(f, compression)
     if kind == ".tar":
-      yield from _read_tar(f, shown, text_field)
+      yield from _read_tar(f, shown, text_field, depth)
     elif kind == ".parquet":
       yield from _read_parquet(f, shown, text_field, seekable=shown == name and not compression)
     elif kind in _JSON:
-      yield from _read_json_lines(io.BufferedReader(f), shown, text_field)
+      yield from _read_json_lines(f, shown, text_field)
     else:
-      yield decode(f.read(), shown)
+      yield decode(archives.whole(f, shown), shown)
 
 
-def _read_tar(f: IO[bytes], shown: str, text_field: str) -> Iterator[str]:
+def _read_tar(f: IO[bytes], shown: str, text_field: str, depth: int) -> Iterator[str]:
+  if depth > _DEEPEST:
+    raise UserError(f"{shown} is an archive within {_DEEPEST} others; unpack the outer ones.")
   num_files = 0
   for member, content in archives.tar_members(f):
     hidden = os.path.basename(member.name).startswith(".")
     # Archives often hold a licence or an index beside the data: unknown members are no error.
     if not hidden and file_format(member.name)[0] in _EXTENSIONS:
       num_files += 1
-      yield from _read(content, member.name, f"{shown}!{member.name}", text_field)
+      yield from _read(content, member.name, f"{shown}!{member.name}", text_field, depth + 1)
   if not num_files:
     raise UserError(f"{shown} holds no file that can be read; known extensions are {_known()}.")
 
 
 def _read_parquet(f: IO[bytes], shown: str, text_field: str, seekable: bool) -> Iterator[str]:
-  file = pa.parquet.ParquetFile(f if seekable else io.BytesIO(f.read()),
+  file = pa.parquet.ParquetFile(f if seekable else io.BytesIO(
+      archives.whole(f, shown, archives.LARGEST_TABLE)),
                                 page_checksum_verification=True)
   names = file.schema_arrow.names
   if text_field not in names:
@@ -250,7 +255,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _read_json_lines(f: IO[bytes], shown: str, text_field: str) -> Iterator[str]:
-  for number, line in enumerate(f, 1):
+  for number, line in enumerate(archives.lines(io.BufferedReader(f), shown), 1):
     if not line.strip():
       continue
     place = f"{shown}, line {number}"
@@ -268,20 +273,25 @@ def _read_json_lines(f: IO[bytes], shown: str, text_field: str) -> Iterator[str]
     yield text or ""
 
 
-def decode(content: bytes, shown: str, first_line: int = 1) -> str:
+def decode(content: bytes, shown: str, first_line: int = 1, utf16: bool = False) -> str:
   """UTF-8 text, without a byte order mark.
 
   Args:
     content: of the file, or of some of its lines.
     shown: what messages call the file.
     first_line: the number of the first line of `content`.
+    utf16: whether UTF-16 that says so by its mark is read too.
 
   Raises:
     UserError: it is not; names the line, and the byte of the line, both from 1.
   """
+  is_utf16 = utf16 and content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
   try:
-    return content.decode("utf-8-sig")
+    return content.decode("utf-16" if is_utf16 else "utf-8-sig")
   except UnicodeDecodeError as e:
+    if is_utf16:
+      raise UserError(f"{shown} begins as UTF-16 and is not ({e.reason}); convert it to UTF-8, for "
+                      "example with iconv.") from e
     before = e.object[:e.start]
     line, byte = first_line + before.count(b"\n"), e.start - before.rfind(b"\n")
     raise UserError(f"{shown} is not UTF-8 text (line {line}, byte {byte} of it: {e.reason}); "
@@ -300,15 +310,10 @@ def parse_json(text: str, shown: str, advice: str) -> Any:
     UserError: it is not JSON, or none that Python reads.
   """
   try:
-    return json.loads(text)
-  except json.JSONDecodeError as e:
-    raise UserError(f"{shown} is not JSON ({e.msg}); {advice}.") from e
+    return files.parse_json(text)
   except ValueError as e:
-    raise UserError(f"{shown} holds a whole number of more digits than can be read "
-                    f"({sys.get_int_max_str_digits()}); write it as text or leave it out.") from e
-  except RecursionError as e:
-    raise UserError(f"{shown} holds lists or objects that are nested too deeply; flatten them or "
-                    "leave them out.") from e
+    advice = advice if str(e).startswith("is not") else "write it in another way, or leave it out"
+    raise UserError(f"{shown} {e}; {advice}.") from e
 
 
 def missing_field(shown: str, text_field: str, names: Iterable[str]) -> UserError:

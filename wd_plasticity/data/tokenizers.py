@@ -12,7 +12,6 @@
 
 import hashlib
 import io
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
@@ -22,10 +21,11 @@ import sentencepiece
 import tokenizers as hf
 
 from wd_plasticity.errors import UserError
-from wd_plasticity.files import write_json
+from wd_plasticity.files import parse_json, write_json
 
 KINDS = ("byte", "bpe", "json", "sentencepiece", "gpt2", "saved")
 # What the end of a document is taken to be where no field names it: the first that there is.
+MOST_TOKENS = 1 << 24  # ids; no vocabulary comes near it
 EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|end_of_document|>", "[EOS]")
 _META = "meta.json"
 _SPACES = "\u2581\u0120"  # what SentencePiece and byte-level BPE write for a space
@@ -76,7 +76,7 @@ def make(kind: str, path: str, vocab_size: int, texts: Iterable[str],
   if kind == "saved":
     return load(path)
   if kind == "sentencepiece":
-    tokenizer = SentencePieceTokenizer(_read(path), path, eos)
+    tokenizer = SentencePieceTokenizer(read_bytes(path), path, eos)
   elif kind == "gpt2":
     tokenizer = _from_gpt2(path, eos)
   else:
@@ -98,8 +98,8 @@ def files(kind: str, path: str) -> list[str]:
       paths = [os.path.join(path, name) for name in names]
       if all(map(os.path.isfile, paths)):
         return paths
-    raise UserError(f"data.tokenizer.path={path!r} must be a folder with encoder.json and "
-                    "vocab.bpe, or vocab.json and merges.txt.")
+    raise UserError(f"data.tokenizer.path={path!r} is not a tokenizer of GPT-2; it must be a "
+                    "folder with encoder.json and vocab.bpe, or vocab.json and merges.txt.")
   if kind == "saved":
     load(path)  # raises when it is not complete
     names = (_META, "tokenizer.json", "tokenizer.model")
@@ -114,33 +114,34 @@ def load(directory: str) -> Tokenizer:
   """The tokenizer that `save` wrote into `directory`."""
   meta = os.path.join(directory, _META)
   try:
-    fields = json.loads(_read(meta))
+    fields = parse_json(read_bytes(meta))
     kind, eos = fields["kind"], fields.get("eos", "")
     name = {"byte": "", "hf": "tokenizer.json", "sentencepiece": "tokenizer.model"}[kind]
     if not isinstance(eos, str):
       raise TypeError(f"eos is {eos!r}")
-  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+  except (ValueError, KeyError, TypeError, AttributeError) as e:
     raise UserError(f"{meta} is not of a tokenizer that was saved here; name the tokenizer folder "
                     "of a run, or the tokenizer's own file with its kind.") from e
   if kind == "byte":
     return ByteTokenizer()
   path = os.path.join(directory, name)
   if kind == "sentencepiece":
-    return SentencePieceTokenizer(_read(path), path, eos)
+    return SentencePieceTokenizer(read_bytes(path), path, eos)
   return HFTokenizer(read_json_text(path, newline=""), path, eos)
 
 
 def read_json_text(path: str | os.PathLike, newline: str | None = None) -> str:
   """The text of a tokenizer.json; a UserError when it is not there, or not a text."""
   try:
-    return io.TextIOWrapper(io.BytesIO(_read(path)), encoding="utf-8", newline=newline).read()
+    return io.TextIOWrapper(io.BytesIO(read_bytes(path)), encoding="utf-8", newline=newline).read()
   except UnicodeDecodeError as e:
     raise UserError(f"data.tokenizer.path: {path} is not a tokenizer.json (it is not UTF-8 text); "
                     "convert it, or set data.tokenizer.kind='sentencepiece' when it is a .model."
                     ) from e
 
 
-def _read(path: str | os.PathLike) -> bytes:
+def read_bytes(path: str | os.PathLike) -> bytes:
+  """The content of a file of a tokenizer; a UserError when it cannot be had."""
   try:
     with open(path, "rb") as f:
       return f.read()
@@ -192,9 +193,14 @@ class HFTokenizer:
     try:
       self._tokenizer = hf.Tokenizer.from_str(content)
       vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+      if not vocabulary:
+        raise ValueError("it has no token")
       self.vocab_size = max(vocabulary.values()) + 1  # ids may have gaps
+      if self.vocab_size > MOST_TOKENS:
+        raise ValueError(f"it has a token of the id {self.vocab_size - 1:,}, and a model has a row "
+                         "for every id")
     except BaseException as e:
-      raise _mistake(e, f"data.tokenizer.path: {path} is not a tokenizer.json ({_first_line(e)}); "
+      raise mistake(e, f"data.tokenizer.path: {path} is not a tokenizer.json ({_first_line(e)}); "
                         "name a file saved by Hugging Face tokenizers.") from e
     self._path = path
     # A file may ask for cut or padded sequences, and a document may spell a special
@@ -226,7 +232,7 @@ class HFTokenizer:
     try:
       encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     except BaseException as e:
-      raise _mistake(e, f"the tokenizer {self._path} cannot encode every text ({_first_line(e)}): "
+      raise mistake(e, f"the tokenizer {self._path} cannot encode every text ({_first_line(e)}): "
                         "it has no token for what it does not know; add an unknown token to it, "
                         "or take one that falls back on bytes.") from e
     return [np.asarray(e.ids, np.int32) for e in encodings]
@@ -262,6 +268,8 @@ class SentencePieceTokenizer:
       if not content:
         raise OSError("it is empty")
       processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+      if not processor.vocab_size():
+        raise ValueError("it has no piece")
       pieces = processor.encode("a", out_type=str)
       names = [processor.id_to_piece(i) for i in range(processor.vocab_size())]
     except (RuntimeError, OSError, ValueError) as e:  # ValueError: pieces that are not UTF-8
@@ -307,6 +315,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> HFTokenizer:
   if vocab_size < 257:
     raise UserError(f"data.tokenizer.vocab_size={vocab_size} is too small; bpe needs at least 257 "
                     "(256 bytes and the end of sequence).")
+  if vocab_size > MOST_TOKENS:
+    raise UserError(f"data.tokenizer.vocab_size={vocab_size} is too large; bpe has at most "
+                    f"{MOST_TOKENS}.")
   tokenizer = hf.Tokenizer(hf.models.BPE())
   tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = hf.decoders.ByteLevel()
@@ -321,12 +332,11 @@ def _from_gpt2(path: str, eos: str) -> HFTokenizer:
   vocabulary, merges = files("gpt2", path)
   try:
     tokenizer = hf.Tokenizer(hf.models.BPE.from_file(vocabulary, merges))
-    with open(vocabulary, encoding="utf-8") as f:
-      special = [name for name in json.load(f) if name in (*EOS_NAMES, eos)]
-  except Exception as e:  # `tokenizers` raises bare Exception
-    raise UserError(f"data.tokenizer.path: {path} holds no GPT-2 vocabulary and merges "
-                    f"({_first_line(e)}); fetch both files again.") from e
-  tokenizer.add_special_tokens(special)
+    special = [name for name in parse_json(read_bytes(vocabulary)) if name in (*EOS_NAMES, eos)]
+    tokenizer.add_special_tokens(special)
+  except BaseException as e:
+    raise mistake(e, f"data.tokenizer.path: {path} holds no GPT-2 vocabulary and merges "
+                     f"({_first_line(e)}); fetch both files again.") from e
   tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = hf.decoders.ByteLevel()
   return HFTokenizer(tokenizer.to_str(), path, eos)
@@ -362,7 +372,7 @@ def _write_meta(directory: str, kind: str, **more: str) -> None:
   write_json(os.path.join(directory, _META), {"kind": kind, **more})
 
 
-def _mistake(e: BaseException, sentence: str) -> BaseException:
+def mistake(e: BaseException, sentence: str) -> BaseException:
   """What to raise for an error of `tokenizers`: bare Exception, or a panic, which is none."""
   return e if isinstance(e, (KeyboardInterrupt, SystemExit)) else UserError(sentence)
 

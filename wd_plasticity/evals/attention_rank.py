@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
+from wd_plasticity import memory
 from wd_plasticity.analysis import attention_rank as ar
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals import attention_rank_plot, attention_rank_summary, program
@@ -53,8 +54,12 @@ def _settings(session: program.Session, target: Target) -> dict:
 
 def _compute(session: program.Session, targets: list[Target]) -> None:
   compiled, done = {}, 0
+  groups = session.groups(targets, lambda t, n: memory.total(
+      memory.spectra(t.model, session.mesh.shape, n)))
   with session.progress(len(targets), "checkpoints") as progress, ar.one_lapack_thread():
-    for group in session.groups(targets):
+
+    def run(group):
+      nonlocal done
       key = group[0].model, session.num_members(group)
       if key not in compiled:
         compiled[key] = session.compile(lambda p, model=key[0]: _spectra(p, model), (0,), key[1])
@@ -66,6 +71,8 @@ def _compute(session: program.Session, targets: list[Target]) -> None:
         session.results.write(target, ITEM, _settings(session, target), values, arrays=of_member)
       done += len(group)
       progress.update(done, checkpoint=group[-1].name)
+
+    session.evaluate([(group,) for group in groups], run, divisible=False)
 
 
 def _spectra(params, model: ModelConfig) -> dict[str, jax.Array]:

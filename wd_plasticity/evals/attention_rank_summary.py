@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console
-from rich.table import Table
 
+from wd_plasticity.console import Console, Table
 from wd_plasticity.training.progress import format_count
 from wd_plasticity.training.summary import wide_console
 

@@ -16,7 +16,7 @@ from wd_plasticity.tasks.grading import TEMPLATE
 
 # Fields that say which results are wanted and how they are computed, not what they are.
 FREE_FIELDS = ("program", "name", "steps", "members_at_once", "cache_dir", "tokenizer_dir", "mesh",
-               "distributed", "tasks", "sources")
+               "distributed", "tasks", "sources", "run_task_code")
 # Fields that a point of a program's own sweep can set; all others are read once for all points.
 POINT_FIELDS = {"finetune": (
     "seed", "max_train", "max_test", "template", "max_length", "epochs", "batch_size", "optim",
@@ -145,6 +145,7 @@ def lm_eval_config() -> ConfigDict:
   c = shared_config("lm_eval")
   c.tasks = ("arc_easy", "piqa")  # tasks, groups or tags of lm-evaluation-harness
   c.include_path = ""  # a folder with task YAML files of your own; empty: none
+  c.run_task_code = False  # whether these files may run Python files and templates unchecked
   c.num_fewshot = -1  # examples before every problem; -1: as many as each task says
   c.limit = 0  # problems of a task, the first ones; 0: all
   c.seed = 1234  # of the few-shot examples and of sampled continuations

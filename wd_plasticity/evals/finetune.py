@@ -7,6 +7,7 @@ For every checkpoint, task and point of the config's sweep: the base model befor
 curve during, the model after, and what was forgotten of the pretraining.
 """
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -49,22 +50,29 @@ class Tuning:
     # Points of one group and task follow one another: they share the base model's figures.
     tasks = list(self.session.config.tasks)
     place = {t.name: i for i, t in enumerate(self.session.targets)}
-    plans = finetune_plan.plans(
-        sorted(work, key=lambda w: (tasks.index(w.task), [place[t.name] for t in w.group])))
+    plans = sorted(finetune_plan.plans(self.session, work), key=lambda p: (
+        tasks.index(p.work.task), [place[t.name] for t in p.work.group]))
     for plan in plans:
       if any(e.generates for e in plan.evaluations.values()):
         self._reward(plan.config)  # raises now if it cannot be read, not after hours
-    total = sum(p.cost for p in plans)
+    total = sum(p.cost * len(p.work.group) for p in plans)
     with self.session.progress(total, "sequences") as progress:
       done = 0
-      for plan in plans:
+
+      def one(group, plan):
+        nonlocal done
+        plan, begin = plan.of(list(group)), done
         progress.skip(done)
-        first = plan.work.group[0].name
-        more = f" and {len(plan.work.group) - 1} more" if len(plan.work.group) > 1 else ""
-        progress.print(f"{item_name(plan.work.task, plan.work.point)}: {first}{more}")
-        self._one(plan, lambda n, d=done, p=plan, **fields: progress.update(
-            d + min(n, p.cost), **fields))
-        done += plan.cost
+        more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+        progress.print(f"{item_name(plan.work.task, plan.work.point)}: {group[0].name}{more}")
+        if plan.examples_cut:
+          progress.print(f"note: {plan.examples_cut:,} of {len(plan.examples):,} training examples "
+                         "are longer than is read, and were cut.")
+        self._one(plan, lambda n, **fields: progress.update(
+            begin + min(n, plan.cost) * len(group), **fields))
+        done += plan.cost * len(group)
+
+      self.session.evaluate([(p.work.group, p) for p in plans], one)
       progress.skip(total)
 
   def _one(self, plan: Plan, update) -> None:
@@ -73,11 +81,12 @@ class Tuning:
     params_M = session.load(work.group)
     before = self._before(plan, params_M, update)
     begin = plan.evaluation_cost
+    program = self._tune_program(plan, num)
     tuned = tuner.tune(
-        self._tune_program(plan, num), params_M, plan.examples, batch_size=config.batch_size,
+        program, params_M, plan.examples, batch_size=config.batch_size,
         epochs=config.epochs, seeds=[config.seed] * num,
         learning_rates=[config.optim.learning_rate] * num,
-        weight_decays=[plan.decays] * num, replay=self._replay(plan, num),
+        weight_decays=[plan.decays] * num, replay=self._replay(plan, num, program.row_shares),
         observe=lambda p: self._observe(plan, p), observations=config.evaluate.observations,
         on_step=lambda step, loss: update(begin + 3 * step * config.batch_size, loss=loss))
     begin += plan.training_cost
@@ -140,7 +149,7 @@ class Tuning:
     records = prepared.records["validation"]
     indices = spaced(len(records), wanted)  # those of the evaluations in pretraining
     n = len(indices)
-    rows = -(-min(32, n) // session.row_shares) * session.row_shares
+    rows = session.rows(min(32, n))
     compiled = group[0].model, session.num_members(group), prepared.tokenizer.eos_id
     run = self._cached(("losses", *compiled),
                        lambda: record_losses.compile_losses(session, *compiled))
@@ -148,12 +157,11 @@ class Tuning:
         session, lambda tokens: run(params_M, tokens), records, indices, rows)]
     return np.concatenate(means, axis=1)[:, :n].astype(np.float64)
 
-  def _replay(self, plan, num):
+  def _replay(self, plan, num, shares):
     count = plan.options.replay_rows
     if not count:
       return None
-    shares = self.session.row_shares
-    # Filled up with copies, which have no weight, to a number that the devices can divide.
+    # Filled up with copies, which have no weight, to a number that can be divided.
     rows = np.arange(-(-count // shares) * shares) % count
     prepared = self.session.pretraining_data(plan.work.group[0])
     return BatchSource(prepared.training_records, [plan.config.seed] * num, count, rows)
@@ -166,20 +174,24 @@ class Tuning:
     return self._programs[key]
 
   def _scorer(self, model: ModelConfig, size: int) -> Scorer:
-    return self._cached(("score", model, size), lambda: Scorer(model, self.session.mesh, size))
+    parts = self.session.parts
+    return self._cached(("score", model, size, parts),
+                        lambda: Scorer(model, self.session.mesh, size, parts))
 
   def _generator(self, model: ModelConfig, size: int, sampling, target: Target) -> Generator:
     eos_id, num_tokens = target.tokenizer.eos_id, target.tokenizer.vocab_size
     return self._cached(
-        ("generate", model, size, sampling, eos_id, num_tokens),
-        lambda: Generator(model, self.session.mesh, size, sampling, eos_id,
-                          num_tokens=num_tokens))
+        ("generate", model, size, sampling, eos_id, num_tokens, self.session.parts),
+        lambda: Generator(model, self.session.mesh, size, sampling, eos_id, num_tokens=num_tokens,
+                          parts=self.session.parts))
 
   def _tune_program(self, plan, size: int) -> TuneProgram:
-    model = plan.work.group[0].model
-    key = ("tune", model, size, *plan.compiled)
+    model = plan.work.group[0].trained_model
+    options = dataclasses.replace(
+        plan.options, micro_batches=plan.micro_batches(self.session, size))
+    key = ("tune", model, size, options, *plan.compiled)
     return self._cached(key, lambda: TuneProgram(
-        model, plan.optimizer, plan.options, self.session.mesh, size))
+        model, plan.optimizer, options, self.session.mesh, size))
 
   def _reward(self, config):
     if not config.reward_model:

@@ -2,14 +2,18 @@
 
 import copy
 import dataclasses
+import functools
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from wd_plasticity import memory
 from wd_plasticity.config import as_json
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals import split_evaluation
@@ -17,8 +21,8 @@ from wd_plasticity.evals.config import check_points
 from wd_plasticity.evals.program import Session
 from wd_plasticity.evals.split_evaluation import SplitEvaluation
 from wd_plasticity.evals.targets import Target
-from wd_plasticity.finetuning import lora
-from wd_plasticity.finetuning.examples import Template
+from wd_plasticity.finetuning import batches, lora, scoring
+from wd_plasticity.finetuning.examples import SHORTEST, Template
 from wd_plasticity.finetuning.step import TuneOptions
 from wd_plasticity.members import Member
 from wd_plasticity.models import decoder
@@ -26,8 +30,6 @@ from wd_plasticity.models.config import ModelConfig
 from wd_plasticity.optim import adamw, groups
 from wd_plasticity.tasks import registry
 
-# Moments and gradients beside two copies of the parameters, and room for what steps need.
-_BYTES_PER_PARAMETER = 24
 TRAIN = "train"
 _SEEDS = 2**31  # there are so many: on the devices one is an int32
 
@@ -99,6 +101,9 @@ def _check_fields(config: ConfigDict) -> None:
   for field in ("epochs", "batch_size"):
     if config[field] < 1:
       raise UserError(f"{field}={config[field]} must be at least 1.")
+  if 0 < config.max_length < SHORTEST:
+    raise UserError(f"max_length={config.max_length} tokens leave none to a prompt; it must be at "
+                    f"least {SHORTEST}, or 0 for the length of a pretraining record.")
   for field in ("max_train", "max_test", "max_length"):
     if config[field] < 0:
       raise UserError(f"{field}={config[field]} must be 0 or more.")
@@ -111,7 +116,7 @@ def _check_fields(config: ConfigDict) -> None:
 
 
 def waiting(session: Session, loaded: Sequence[dict[str, Splits]]) -> list[Work]:
-  """What is not done yet.
+  """What is not done yet: for each task and point all targets that can be tuned together.
 
   Args:
     session: of the program.
@@ -131,7 +136,7 @@ def waiting(session: Session, loaded: Sequence[dict[str, Splits]]) -> list[Work]
         todo.setdefault((target.meta["data_fingerprint"], target.sequence_length), []).append(
             target)
       work += [Work(name, splits, point, group) for same in todo.values()
-               for group in session.groups(same, _BYTES_PER_PARAMETER)]
+               for group in session.alike(same)]
   return work
 
 
@@ -147,8 +152,11 @@ def settings_of(session: Session, point: Member, task: str, splits: dict) -> dic
                    "fingerprint": x.fingerprint} for s, x in splits.items()}}
 
 
-def plans(work: Sequence[Work]) -> list["Plan"]:
-  """A plan for each piece of work; groups of one kind share what is made of the problems."""
+def plans(session: Session, work: Sequence[Work]) -> list["Plan"]:
+  """Plans for each piece of work, of as many targets as fit together.
+
+  Those of one kind share what is made of the problems.
+  """
   made: dict[Any, Plan] = {}
   planned = []
   for w in work:
@@ -157,9 +165,9 @@ def plans(work: Sequence[Work]) -> list["Plan"]:
             target.sequence_length)
     if kind not in made:
       made[kind] = Plan(w)
-    plan = copy.copy(made[kind])
-    plan.work = w
-    planned.append(plan)
+    need = functools.partial(made[kind].need, session)
+    planned += [made[kind].of(group)
+                for group in session.groups(w.group, lambda _, n, need=need: need(n))]
   return planned
 
 
@@ -198,6 +206,61 @@ class Plan:
         config.evaluate.forgetting_sequences)
     self.cost = self.training_cost + 2 * self.evaluation_cost
 
+  def of(self, group: list[Target]) -> "Plan":
+    """The same for other targets of its kind."""
+    plan = copy.copy(self)
+    plan.work = dataclasses.replace(self.work, group=group)
+    return plan
+
+  @functools.cached_property
+  def shape(self) -> batches.Shape:
+    """Of the batches on one device."""
+    return batches.ExampleBatches(self.examples, self.config.batch_size, self.config.epochs,
+                                  self.config.seed).shape
+
+  def training_memory(self, session: Session) -> memory.Finetuning:
+    """What the training takes, with the state that evaluations on the way have beside them."""
+    target, mesh, shape = self.work.group[0], session.mesh.shape, self.shape
+    def scoring_beside(members):
+      parts = self._reading(session, members, copies=0)
+      return parts["activations"] + parts["logits"]
+    trained = 0
+    if self.options.lora_rank:
+      trained = sum(math.prod(x.shape) for x in jax.tree.leaves(self._trained_shapes(target.model)))
+    return memory.Finetuning(
+        target.trained_model, mesh, rows=shape.rows, length=shape.length, targets=shape.targets,
+        replay_rows=self.options.replay_rows, replay_length=target.sequence_length,
+        trained=trained, evaluation=scoring_beside if self.observed else lambda members: 0)
+
+  def micro_batches(self, session: Session, members: int) -> int:
+    """That a step of so many members is divided into to fit."""
+    rows = -(-self.shape.rows // session.row_shares)
+    return min(rows, session.parts * self.training_memory(session).micro_batches(members))
+
+  def need(self, session: Session, members: int) -> int:
+    """Bytes of a device for so many members: of training, and of evaluating before and after."""
+    target, needed = self.work.group[0], self.training_memory(session)
+    most = [memory.total(needed.parts(members, session.parts)),
+            memory.total(self._reading(session, members, copies=2))]
+    for evaluation in self.evaluations.values():
+      if evaluation.generates:
+        most.append(members / session.mesh.shape["sweep"] * (
+            3 * memory.parameter_bytes(target.model) + memory.generation_row(
+                target.model, length=self.config.max_length or target.sequence_length,
+                new_tokens=evaluation.max_new_tokens, samples=max(1, self.config.evaluate.samples),
+                itemsize=4)))
+    return int(max(most)) + _reward_bytes(self.config.reward_model, session.mesh.shape)
+
+  def _reading(self, session: Session, members: int, copies: int) -> memory.Parts:
+    """Of the largest forward pass of an evaluation."""
+    target = self.work.group[0]
+    tokens = scoring.batch_tokens(session.mesh, members, session.parts)
+    if self.config.evaluate.forgetting_sequences:
+      tokens = max(tokens, target.sequence_length * session.rows(32) // session.row_shares)
+    length = max(self.config.max_length, target.sequence_length)
+    return memory.reading(target.model, session.mesh.shape, members, tokens=tokens, length=length,
+                          copies=copies)
+
   @property
   def compiled(self) -> tuple:
     """Everything of it that is compiled into the training step, to know an equal one by."""
@@ -208,23 +271,33 @@ class Plan:
                  (self.optimizer.learning_rate_schedule, self.optimizer.decay_schedule)]
     return (self.options, self.num_steps, json.dumps(optim, sort_keys=True), *schedules)
 
-  def _optimizer(self, model: ModelConfig):
+  def _trained_shapes(self, model: ModelConfig):
+    """Shapes of the parameters that are trained."""
     def trained():
       params = decoder.init_params(model, jax.random.key(0))
       if not self.options.lora_rank:
         return params
       return lora.init(params, self.options.lora_rank, self.options.lora_targets,
                        jax.random.key(0))
+    return jax.eval_shape(trained)
+
+  def _optimizer(self, model: ModelConfig):
     optim = self.config.optim
     rules = tuple(optim.decay.rules)
     if self.options.lora_rank:
       rules += (r".*/lora_[ab]=lora",)
-    group_of = groups.assign_groups(jax.eval_shape(trained), rules)
+    group_of = groups.assign_groups(self._trained_shapes(model), rules)
     multipliers = groups.decay_multipliers(optim.decay, group_of)
     tokens = sum(len(e.tokens) for e in self.examples) * self.config.epochs
     optimizer = adamw.from_section(optim, group_of, self.num_steps,
                                    max(1, tokens // self.num_steps))
     return optimizer, [optim.weight_decay * multipliers[g] for g in optimizer.group_names]
+
+
+def _reward_bytes(folder: str, mesh: Mapping[str, int]) -> int:
+  """Of the reward model's parameters on a device; they stay as they are in its files."""
+  files = Path(folder).expanduser().glob("*.safetensors") if folder else ()
+  return sum(f.stat().st_size for f in files) // (mesh["fsdp"] * mesh["tensor"])
 
 
 def _are_classes(options: Sequence[tuple[str, ...]]) -> bool:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.table import Table
 
 from wd_plasticity.analysis.plots import save_figure
+from wd_plasticity.console import Table
 from wd_plasticity.evals.results import setting, setting_labels
 from wd_plasticity.tasks import registry
 from wd_plasticity.training.summary import wide_console

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
-from rich.table import Table
 
+from wd_plasticity.console import Console, Table
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals import lm_eval_tasks as harness
 from wd_plasticity.evals import program
@@ -73,20 +72,26 @@ def _evaluate(session: program.Session, work: Sequence[tuple[Target, str]],
   models: dict[Any, lm_eval_model.TextModelLM] = {}  # compiled once for members of one size
   current, lm, done = None, None, 0
   with session.progress(sum(documents[name] for _, name in work), "documents") as progress:
-    for target, name in work:
+
+    def run(group, name):
+      nonlocal current, lm, done
+      (target,), before = group, done
       progress.skip(done)
       progress.print(f"{name}: {target.name}")
       if target is not current:
-        current, lm = target, _model_of(session, models, target)
-      lm.on_done = lambda n, total, d=done, name=name: progress.update(
-          d + documents[name] * n // max(1, total), task=name)
-      lm.text.num_cut = 0
+        current, lm = None, _model_of(session, models, target)
+        current = target
+      lm.on_done = lambda n, total: progress.update(
+          before + documents[name] * n // max(1, total), task=name)
+      lm.text.num_cut, lm.text.parts = 0, session.parts
       results = harness.evaluate(lm, loaded[name], config)
       if distributed.is_first():
         values = harness.summarise(name, results, version) | {"requests_cut": lm.text.num_cut}
         session.results.write(target, name, settings[name], values,
                               records=harness.records(results))
       done += documents[name]
+
+    session.evaluate([([target], name) for target, name in work], run)
     progress.skip(done)
 
 

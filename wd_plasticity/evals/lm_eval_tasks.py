@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from wd_plasticity.errors import UserError
+from wd_plasticity.evals import lm_eval_code
 
 # Of errors that have no formula, such as that of a perplexity; the harness's 100,000 would
 # take longer than small models do.
@@ -66,7 +67,8 @@ class Catalogue:
     config: of the program.
 
   Raises:
-    UserError: the harness is not installed, or a task that `config.tasks` names is not known.
+    UserError: the harness is not installed, a task that `config.tasks` names is not known, or
+      one of the user's own would run code and `config.run_task_code` is not set.
   """
 
   def __init__(self, config: ConfigDict):
@@ -86,6 +88,15 @@ class Catalogue:
         raise UserError(f"{name} is not a task of lm-evaluation-harness {self.version}"
                         + (f" or of {config.include_path}" if config.include_path else "")
                         + f"; {hint}")
+    if self._folder and not config.run_task_code:
+      self._refuse_code()
+
+  def _refuse_code(self) -> None:
+    import lm_eval.tasks
+
+    paths = (entry.yaml_path for entry in self._reached(self._config.tasks) if entry.yaml_path)
+    lm_eval_code.refuse(paths, Path(lm_eval.tasks.__file__).resolve().parent)
+    lm_eval_code.sandbox_templates()
 
   def _find_all(self):
     """The harness's own index takes seconds to read, so it is left out where it is not needed."""
@@ -103,22 +114,25 @@ class Catalogue:
 
   def _definition(self, names: Sequence[str]) -> str:
     """Fingerprint of the tasks of the user's own that names mean; '' where there are none."""
+    own = {entry.name: _fingerprint(entry.yaml_path, entry.cfg) for entry in self._reached(names)
+           if entry.yaml_path is not None and self._is_own(entry.yaml_path)}
+    if not own:
+      return ""
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:32]
+
+  def _reached(self, names: Sequence[str]) -> list:
+    """The entries of the harness's index that names mean, members of groups included."""
     found: dict[str, Any] = {}
     waiting = list(names)
     while waiting:
       entry = self._manager.task_index.get(waiting.pop())
       if entry is None or entry.name in found:
         continue
-      found[entry.name] = None
-      if entry.yaml_path is not None and self._is_own(entry.yaml_path):
-        found[entry.name] = _fingerprint(entry.yaml_path, entry.cfg)
+      found[entry.name] = entry
       members = (entry.cfg or {}).get("task")
       waiting += sorted(entry.tags) if entry.yaml_path is None else []
       waiting += _named(members) if isinstance(members, list) else []
-    own = {name: made for name, made in found.items() if made}
-    if not own:
-      return ""
-    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:32]
+    return list(found.values())
 
   def _is_own(self, path: Path) -> bool:
     return self._folder is not None and path.resolve().is_relative_to(self._folder)

@@ -17,12 +17,12 @@ side is of all of them, and `share_read` is empty.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from wd_plasticity import memory
 from wd_plasticity.analysis import statistics
 from wd_plasticity.analysis import token_frequency as tf
 from wd_plasticity.data import loader
@@ -31,7 +31,7 @@ from wd_plasticity.errors import UserError
 from wd_plasticity.evals import overfit_plot, overfit_summary, program, record_losses
 from wd_plasticity.evals.results import finite
 from wd_plasticity.evals.targets import Target
-from wd_plasticity.files import write_json
+from wd_plasticity.files import parse_json, write_json
 from wd_plasticity.training import distributed
 
 ITEM = "losses"
@@ -53,8 +53,8 @@ def main(session: program.Session) -> None:
     if not session.results.is_done(target, ITEM, settings):
       key = target.meta["data_fingerprint"], _reading(session.pretraining_data(target), target)
       waiting.setdefault(key, []).append(target)
-  work = [(reading, group) for (_, reading), targets in waiting.items()
-          for group in session.groups(targets)]
+  work = [(group, reading) for (_, reading), targets in waiting.items()
+          for group in session.groups(targets, _need(session))]
   if work:
     _evaluate(session, settings, work)
   if distributed.is_first():
@@ -128,10 +128,12 @@ def _training_counts(session: program.Session, prepared, vocab_size: int) -> np.
   """Occurrences of each token id in the training corpus [V], counted once per data set."""
   path = session.results.directory / f"token_counts_{prepared.fingerprint[:16]}.json"
   try:
-    known = json.loads(path.read_text(encoding="utf-8"))
+    known = parse_json(path.read_bytes())
     if known["data_fingerprint"] == prepared.fingerprint and len(known["counts"]) == vocab_size:
-      return np.array(known["counts"], np.int64)
-  except (OSError, ValueError, KeyError, TypeError):
+      counts_V = np.array(known["counts"])
+      if counts_V.shape == (vocab_size,) and counts_V.dtype.kind == "i" and counts_V.min() >= 0:
+        return counts_V
+  except (OSError, ValueError, KeyError, TypeError, ArithmeticError):
     pass  # it only saves time: count again when it is missing or damaged
   session.print("counting the tokens of the training corpus")
   # The parts of prepared.training_records, which are read in chunks without a copy.
@@ -142,13 +144,21 @@ def _training_counts(session: program.Session, prepared, vocab_size: int) -> np.
   return counts_V
 
 
+def _need(session: program.Session):
+  """Bytes of a device for members like a target, see `Session.groups`."""
+  rows = session.rows(session.config.batch_size) // session.row_shares
+  return lambda t, n: memory.total(memory.reading(
+      t.model, session.mesh.shape, n, tokens=rows * t.sequence_length, length=t.sequence_length))
+
+
 def _evaluate(session: program.Session, settings: dict,
-              work: Sequence[tuple[_Reading, Sequence[Target]]]) -> None:
-  rows = -(-session.config.batch_size // session.row_shares) * session.row_shares
+              work: Sequence[tuple[Sequence[Target], _Reading]]) -> None:
   compiled, data, done = {}, None, 0
-  total = sum(_num_batches(session, reading, group[0], rows) for reading, group in work)
-  with session.progress(total, "batches") as progress:
-    for reading, group in work:
+  total = sum(_num_records(session, reading, group[0]) * len(group) for group, reading in work)
+  with session.progress(total, "records") as progress:
+
+    def run(group, reading):
+      nonlocal data, done
       if not reading.known:
         progress.print(f"note: it is not known which records {group[0].name} has read, as it was "
                        "imported; its training side is of all of them.")
@@ -158,6 +168,7 @@ def _evaluate(session: program.Session, settings: dict,
         compiled[key] = record_losses.compile_losses(session, *key)
         progress.skip(done)
       token_losses = functools.partial(compiled[key], session.load(group))
+      rows, read = session.rows(session.config.batch_size), done
       sums = {}
       for name, tokens in data.sets.items():
         sums[name] = np.zeros((len(group), len(tokens.cell_counts)))
@@ -165,18 +176,20 @@ def _evaluate(session: program.Session, settings: dict,
             session, token_losses, data.records[name], tokens.indices, rows):
           cells_BxL = tokens.cells[start:start + rows]
           tf.add_losses(sums[name], cells_BxL, losses_MxBxL[:len(group), :len(cells_BxL)])
-          done += 1
-          progress.update(done, checkpoint=group[0].name)
+          read += len(cells_BxL) * len(group)
+          progress.update(read, checkpoint=group[0].name)
       for m, target in enumerate(group):
         values, arrays = _summarise(
             session, data, target, {name: s[m] for name, s in sums.items()})
         session.results.write(target, ITEM, settings, values, arrays=arrays)
+      done = read
+
+    session.evaluate(work, run)
 
 
-def _num_batches(session: program.Session, reading: _Reading, target: Target, rows: int) -> int:
+def _num_records(session: program.Session, reading: _Reading, target: Target) -> int:
   validation = session.pretraining_data(target).records["validation"]
-  counts = [min(session.config.sequences, n) or n for n in (reading.positions, len(validation))]
-  return sum(-(-n // rows) for n in counts)
+  return sum(min(session.config.sequences, n) or n for n in (reading.positions, len(validation)))
 
 
 @np.errstate(invalid="ignore")  # a member may have diverged

@@ -1,15 +1,17 @@
 """Results of the overfit program side by side: members paired by document, and the table."""
 
 import dataclasses
+import zipfile
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
 from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from wd_plasticity.analysis import statistics
 from wd_plasticity.analysis import token_frequency as tf
+from wd_plasticity.console import Console, Table
+from wd_plasticity.errors import UserError
 from wd_plasticity.evals.results import Results, setting
 from wd_plasticity.evals.targets import Target
 from wd_plasticity.training.progress import format_count
@@ -49,10 +51,16 @@ def read(results: Results, targets: Sequence[Target], item: str) -> list[Row]:
   rows = []
   for target in targets:
     made = results.load(target, item)
-    with np.load(results.path(target, item, ".npz"), allow_pickle=False) as arrays:
-      sums = {name: arrays[f"{name}_bin_sums"] for name in SETS}
-      counts = {name: arrays[f"{name}_bin_counts"] for name in SETS}
-      documents = {name: arrays[f"{name}_documents"] for name in SETS}
+    path = results.path(target, item, ".npz")
+    try:
+      with np.load(path, allow_pickle=False) as arrays:
+        sums = {name: arrays[f"{name}_bin_sums"] for name in SETS}
+        counts = {name: arrays[f"{name}_bin_counts"] for name in SETS}
+        documents = {name: arrays[f"{name}_documents"] for name in SETS}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError,
+            zipfile.BadZipFile, zlib.error) as e:
+      raise UserError(f"{path} does not hold the arrays of its result; delete it and the .json "
+                      "beside it to have them made again.") from e
     rows.append(Row(setting(made), made["checkpoint"], made["values"], sums, counts, documents))
   return rows
 

@@ -27,6 +27,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from wd_plasticity import members as members_lib
+from wd_plasticity import memory
 from wd_plasticity.analysis import logistic, pooled_states, statistics
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals import probe_data, probe_report, program
@@ -85,11 +86,16 @@ def _check(config) -> None:
 def _groups(session: program.Session, targets: Sequence[Target],
             tasks: Sequence[probe_data.LabelledTask]) -> list[list[Target]]:
   """Members that are evaluated together: those whose states also fit into the host's memory."""
+  tokens = session.config.batch_tokens / session.row_shares
+  def need(t, members):  # the untrained networks are there as well
+    return memory.total(memory.reading(t.model, session.mesh.shape, members, tokens=tokens,
+                                       length=t.sequence_length, copies=2))
+  host = min(_HOST_BYTES, memory.host_memory() / 2)
   groups = []
-  for group in session.groups(targets):
+  for group in session.groups(targets, need):
     model, num_texts = group[0].model, max(len(t.texts) for t in tasks)
     per_member = 4 * (model.num_layers + 1) * len(pooled_states.POOLINGS) * num_texts * model.width
-    groups += members_lib.chunks(group, max(1, int(_HOST_BYTES / per_member)))
+    groups += members_lib.chunks(group, max(1, int(host / per_member)))
   return groups
 
 
@@ -104,21 +110,26 @@ def _evaluate(session: program.Session,
       len(group) * len(t.texts) for group, tasks in work for t in tasks)
   found: dict[Any, Arrays] = {}  # of the networks untrained
   with session.progress(total, "texts") as progress:
-    probing = _Probing(session, progress)
-    for group, tasks in work:
+    probing, done = _Probing(session, progress), 0
+
+    def run(group, tasks):
+      nonlocal done
+      probing.done = done
       target, params = group[0], session.load(group)
       for task in tasks:
         texts, cut = probing.tokenize(task, target)
         new = {network(t, task): t.seed for t in group if network(t, task) not in found}
         if new:
-          start = [_initial(session, target.model, seed) for seed in new.values()]
-          start += [start[-1]] * (session.num_members(start) - len(start))
-          made = probing.probe(session.stack(start), target.model, task, texts,
-                               [f"untrained, seed {seed}" for seed in new.values()])
-          found |= dict(zip(new, made, strict=True))
+          start = (_initial(session, target.model, seed) for seed in new.values())
+          made = probing.probe(session.stack(start, session.num_members(new)), target.model, task,
+                               texts, [f"untrained, seed {seed}" for seed in new.values()])
+          found.update(zip(new, made, strict=True))
         made = probing.probe(params, target.model, task, texts, [t.name for t in group])
         for t, arrays in zip(group, made, strict=True):
           _write(session, t, task, cut, arrays, found[network(t, task)])
+      done = probing.done
+
+    session.evaluate(work, run)
 
 
 def _initial(session: program.Session, model, seed: int):
@@ -130,10 +141,13 @@ def _initial(session: program.Session, model, seed: int):
 
 
 class _Probing:
-  """States and fits of stacked members, with what is compiled or tokenized only once."""
+  """States and fits of stacked members, with what is compiled or tokenized only once.
+
+  `done` counts texts, for the progress.
+  """
 
   def __init__(self, session: program.Session, progress):
-    self._session, self._progress, self._done = session, progress, 0
+    self._session, self._progress, self.done = session, progress, 0
     self._states, self._fits, self._texts = {}, {}, {}
 
   def tokenize(self, task: probe_data.LabelledTask, target: Target):
@@ -145,14 +159,15 @@ class _Probing:
   def probe(self, params_M, model, task: probe_data.LabelledTask, texts: Sequence[np.ndarray],
             names: Sequence[str]) -> list[Arrays]:
     """Probes every layer and pooling of the members called `names`; arrays [N + 1, 2, ...]."""
-    session, before = self._session, self._done
+    session, before = self._session, self.done
     def report(texts_done):
-      self._done = before + texts_done * len(names)
-      self._progress.update(self._done, task=task.name, checkpoint=names[0])
+      self.done = before + texts_done * len(names)
+      self._progress.update(self.done, task=task.name, checkpoint=names[0])
     states = self._compiled_states(model, jax.tree.leaves(params_M)[0].shape[0])
     x_MxNx2xTxD = pooled_states.collect(
         lambda tokens, lengths: states(params_M, session.put(tokens), session.put(lengths)),
-        texts, session.config.batch_tokens, session.row_shares, report)[:len(names)]
+        texts, max(1, session.config.batch_tokens // session.parts), session.row_shares,
+        report)[:len(names)]
     for name, x in zip(names, x_MxNx2xTxD, strict=True):
       if not np.isfinite(x).all():
         raise UserError(f"hidden states of {name} are not finite; leave it out of --checkpoint.")
@@ -173,10 +188,8 @@ class _Probing:
     """Fits all sets of features, as many at once as the devices' memory takes."""
     session, n = self._session, task.num_train
     count, devices = len(x_PxTxD), session.mesh.size
-    limit = _FIT_BYTES_CPU
-    if jax.default_backend() != "cpu":
-      limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 16e9) / 4
-    at_once = devices * max(1, int(limit / (_COPIES * x_PxTxD[0].nbytes)))
+    limit = _FIT_BYTES_CPU if jax.default_backend() == "cpu" else memory.device_limit() / 4
+    at_once = devices * max(1, int(limit / session.parts / (_COPIES * x_PxTxD[0].nbytes)))
     at_once = min(at_once, -(-count // devices) * devices)
     made = []
     for start in range(0, count, at_once):

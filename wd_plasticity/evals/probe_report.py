@@ -9,10 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from wd_plasticity.analysis import plots
+from wd_plasticity.console import Console, Table
 from wd_plasticity.evals import results as results_lib
 from wd_plasticity.training.summary import wide_console
 

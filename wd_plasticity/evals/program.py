@@ -7,7 +7,7 @@ it runs, on which checkpoints, and what is done already is in the session.
 import pathlib
 import shlex
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from absl import flags
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from wd_plasticity import cli, commands, errors, paths
+from wd_plasticity import cli, commands, errors, memory, paths
 from wd_plasticity import members as members_lib
 from wd_plasticity.config import as_json
 from wd_plasticity.data import prepare
@@ -33,6 +33,7 @@ from wd_plasticity.training.progress import Progress
 
 ROWS = mesh_lib.ROWS
 REPLICATED = P()
+_MOST_PARTS = 64  # that batches are divided into
 
 
 class Session:
@@ -45,6 +46,7 @@ class Session:
     results: what is done already, and where new results go.
     mesh: all devices of the run, as in pretraining.
     points: members of the program's own `sweep(add)`; one when there is none.
+    parts: how many times smaller batches are than is usual, after memory ran out.
   """
 
   def __init__(self, program: str, config: ConfigDict, checkpoints: Sequence[str],
@@ -61,6 +63,7 @@ class Session:
       self.print(note)
     self.results = Results(workdir, program, command, replace=replace)
     self.mesh = mesh_lib.make_mesh(config.mesh)
+    self.parts = 1
     self._prepared: dict[str, prepare.Prepared] = {}
 
   def settings(self, config: ConfigDict | None = None) -> dict[str, Any]:
@@ -70,32 +73,75 @@ class Session:
 
   # Members together.
 
-  def groups(self, targets: Sequence[Target], bytes_per_parameter: int = 4) -> list[list[Target]]:
-    """Targets that one program evaluates together: one model and tokenizer, a limited number.
+  def alike(self, targets: Sequence[Target]) -> list[list[Target]]:
+    """Targets that one program can evaluate together: of one model and tokenizer."""
+    same: dict[Any, list[Target]] = {}
+    for t in targets:
+      same.setdefault((t.model, t.meta["tokenizer_fingerprint"]), []).append(t)
+    return list(same.values())
+
+  def groups(self, targets: Sequence[Target],
+             need: Callable[[Target, int], float] | None = None) -> list[list[Target]]:
+    """Targets that one program evaluates together: those alike, as many as fit.
 
     Args:
       targets: in the order in which they are wanted.
-      bytes_per_parameter: device memory that a member takes, to know how many fit.
+      need: of a target and a number of members like it: bytes of a device that the program
+        takes (memory.py); None: those of the parameters.
     """
-    alike: dict[Any, list[Target]] = {}
-    for t in targets:
-      alike.setdefault((t.model, t.meta["tokenizer_fingerprint"]), []).append(t)
-    groups = []
-    for same in alike.values():
-      groups += members_lib.chunks(same, self._at_once(same[0], bytes_per_parameter))
-    return groups
+    return [chunk for same in self.alike(targets)
+            for chunk in members_lib.chunks(same, self._at_once(same, need))]
 
-  def _at_once(self, target: Target, bytes_per_parameter: int) -> int:
+  def _at_once(self, same: Sequence[Target], need: Callable | None) -> int:
     smallest = self.mesh.shape["sweep"]
     if self.config.members_at_once:
       return -(-self.config.members_at_once // smallest) * smallest
     if jax.default_backend() == "cpu":
       return smallest
-    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 16e9)
-    per_member = target.meta["parameters"]["total"] * bytes_per_parameter
-    # Half is left to activations.
-    fitting = int(0.5 * limit * self.mesh.size / per_member) // smallest * smallest
-    return max(smallest, fitting)
+    need = need or (lambda t, n: memory.total(
+        memory.reading(t.model, self.mesh.shape, n, tokens=0, length=1)))
+    return memory.members_that_fit(len(same), lambda n: need(same[0], n), smallest)
+
+  def evaluate(self, work: Sequence[tuple], run: Callable[..., None], *,
+               divisible: bool = True) -> None:
+    """Calls run(group, *what) for each (group, *what) of `work`, with less when memory runs out.
+
+    First with fewer members at once, then with smaller batches (`parts`), as `run` sees to.
+    What has been written is kept.
+
+    Args:
+      work: groups of targets, and what is to be done with each.
+      run: does it, and writes the results.
+      divisible: whether smaller batches take less.
+
+    Raises:
+      UserError: the memory is not enough for the fewest members and smallest batches.
+    """
+    waiting, smallest = list(work), self.mesh.shape["sweep"]
+    while waiting:
+      group, *what = waiting[0]
+      if memory.attempt(lambda group=group, what=what: run(group, *what))[0]:
+        waiting.pop(0)
+        continue
+      size = self.num_members(group)
+      less = memory.fewer(size, len(group), smallest)
+      if less:
+        waiting = [(part, *what) for group, *what in waiting
+                   for part in members_lib.chunks(group, less)]
+        self.print(f"memory ran out with {size} members at once; going on with {less}.")
+      elif divisible and self.parts < _MOST_PARTS:
+        self.parts *= 2
+        self.print(f"memory ran out with {size} member(s) at once; going on with batches of "
+                   f"1/{self.parts}.")
+      else:
+        raise UserError(
+            f"the memory of a device ({memory.text(memory.device_limit())}) is not enough for "
+            f"{self.program} of {group[0].name}; divide the model among more devices "
+            "(--config.mesh.fsdp, --config.mesh.tensor). Finished results are kept.")
+
+  def rows(self, wanted: int) -> int:
+    """Rows of a batch: about as many as wanted, in `parts`, divided evenly among devices."""
+    return -(-max(1, wanted // self.parts) // self.row_shares) * self.row_shares
 
   def num_members(self, group: Sequence[Target]) -> int:
     """Size of the member axis of a group: its length, filled up to the mesh axis `sweep`."""
@@ -107,15 +153,34 @@ class Session:
 
     Members that only fill up the axis are copies of the last one.
     """
-    params = [t.stored.load_params(self._shardings(t)) for t in group]
-    params += [params[-1]] * (self.num_members(group) - len(params))
-    return self.stack(params)
+    return self.stack((t.stored.load_params(self._shardings(t)) for t in group),
+                      self.num_members(group))
 
-  def stack(self, params: Sequence[Any]) -> Any:
-    """Parameters of single members as one tree with a member axis."""
-    specs = mesh_lib.stacked(mesh_lib.parameter_specs(params[0]))
-    return jax.jit(lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees),
-                   out_shardings=mesh_lib.shardings(self.mesh, specs))(*params)
+  def stack(self, params: Iterable[Any], size: int) -> Any:
+    """Parameters of single members as one tree with a member axis.
+
+    One member is held beside the stack at a time.
+
+    Args:
+      params: of one member after another.
+      size: of the member axis; what is missing are copies of the last one.
+    """
+    stacked = None
+    for m, one in enumerate(params):
+      if stacked is None:
+        places = mesh_lib.shardings(
+            self.mesh, mesh_lib.stacked(mesh_lib.parameter_specs(one)))
+        stacked = jax.jit(
+            lambda tree: jax.tree.map(lambda x: jnp.broadcast_to(x, (size, *x.shape)), tree),
+            out_shardings=places)(one)
+        # Not an update of a slice, for which devices would exchange the whole axis.
+        put = jax.jit(lambda tree, one, m: jax.tree.map(
+            lambda x, y: jnp.where((jnp.arange(size) < m).reshape(-1, *[1] * y.ndim), x, y),
+            tree, one), donate_argnums=0, out_shardings=places)
+      else:
+        stacked = put(stacked, one, np.int32(m))
+      del one
+    return stacked
 
   def _shardings(self, target: Target) -> Any:
     shapes = decoder.param_shapes(target.model)

@@ -5,8 +5,6 @@
 """
 
 import contextlib
-import csv
-import io
 import json
 import math
 import os
@@ -21,6 +19,7 @@ from wd_plasticity.config import as_json, flat_defaults, flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals.targets import Target
 from wd_plasticity.files import locked, write_atomically, write_json, write_text
+from wd_plasticity.plain import csv_text
 from wd_plasticity.training import distributed
 from wd_plasticity.training.run_record import code_version
 
@@ -196,16 +195,11 @@ def _pretraining(target: Target) -> dict[str, Any]:
 
 def _csv(items: Sequence[dict]) -> str:
   """One line per figure: which checkpoint, which item, and value, standard error and n."""
-  stream = io.StringIO()
-  writer = csv.writer(stream, lineterminator="\n")
-  writer.writerow(["member", "weight_decay", "seed", "step", "tokens", "item", "measure", "value",
-                   "se", "n"])
-  for item in items:
-    c = item["checkpoint"]
-    for measure, numbers in figures(item["values"]):
-      writer.writerow([c["member"], c["weight_decay"], c["seed"], c["step"], c["tokens"],
-                       item["item"], measure, *numbers])
-  return stream.getvalue()
+  columns = ("member", "weight_decay", "seed", "step", "tokens", "item", "measure", "value", "se",
+             "n")
+  return csv_text(columns, (
+      [*(item["checkpoint"][name] for name in columns[:5]), item["item"], measure, *numbers]
+      for item in items for measure, numbers in figures(item["values"])))
 
 
 def figures(value: Any, name: str = "") -> Iterator[tuple[str, tuple]]:

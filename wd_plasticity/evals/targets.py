@@ -18,7 +18,7 @@ class Target:
 
   Attributes:
     stored: the opened checkpoint.
-    model: its sizes and switches.
+    model: its sizes and switches, for forward passes.
     tokenizer_dir: where its tokenizer is looked for; '' beside the checkpoints.
   """
   stored: checkpoint.StoredCheckpoint
@@ -68,6 +68,11 @@ class Target:
   @property
   def seed(self) -> int:
     return self.pretraining["seed"]
+
+  @property
+  def trained_model(self) -> ModelConfig:
+    """`model` for training: what is kept for the backward pass is as in pretraining."""
+    return dataclasses.replace(self.model, remat=self.meta["model"]["remat"])
 
   @property
   def order_known(self) -> bool:
@@ -174,5 +179,6 @@ def _of_member(path: Path, steps: str, notes: list[str]) -> list[checkpoint.Stor
 
 def _model(meta: dict, compute_dtype: str) -> ModelConfig:
   model = ModelConfig.from_section(meta["model"], meta["model"]["vocab_size"])
-  return dataclasses.replace(model, remat="none", **(
+  # How it was computed in pretraining, on other devices and rows, is not how it must be here.
+  return dataclasses.replace(model, attention="auto", remat="none", **(
       {"compute_dtype": compute_dtype} if compute_dtype else {}))

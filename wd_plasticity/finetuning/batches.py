@@ -13,6 +13,7 @@ import numpy as np
 
 from wd_plasticity.data.loader import record_index
 from wd_plasticity.finetuning.examples import Example
+from wd_plasticity.models import attention
 
 _MULTIPLE = 32  # of row lengths
 
@@ -81,9 +82,8 @@ def shape_of(batches: Iterator[Sequence[Example]], row_length: int, row_shares: 
 
 
 def row_length(examples: Sequence[Example]) -> int:
-  """Length of rows: that of the longest example, as a multiple of 32."""
-  longest = max(len(e.tokens) - 1 for e in examples)
-  return -(-longest // _MULTIPLE) * _MULTIPLE
+  """Length of rows: that of the longest example, as a multiple of 32 that suits attention."""
+  return attention.row_length(max(len(e.tokens) - 1 for e in examples), _MULTIPLE)
 
 
 class ExampleBatches:

@@ -17,6 +17,7 @@ from wd_plasticity.tasks.grading import STOP_STRINGS, TEMPLATE
 from wd_plasticity.tasks.task import Problem
 
 PROMPT = "{prompt}"
+SHORTEST = 5  # tokens of an example: the first one, and a quarter of the rest to the prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +62,16 @@ class Template:
       a response that leaves less than a quarter to the prompt its end.
 
   Raises:
-    UserError: the template has no place for the prompt.
+    UserError: the template has no place for the prompt, or the model reads too few tokens.
   """
 
   def __init__(self, text: str, tokenizer: Tokenizer, max_length: int):
     if text.count(PROMPT) != 1:
       raise UserError(f"template={text!r} must contain {PROMPT} once, such as "
                       r"'Human: {prompt}\nAssistant:'.")
+    if max_length < SHORTEST:
+      raise UserError(f"max_length={max_length} tokens leave none to a prompt; it must be at least "
+                      f"{SHORTEST}, or 0 for the length of a pretraining record.")
     self._before, self._after = text.split(PROMPT)
     self.stops = stop_strings(text)
     self._tokenizer = tokenizer

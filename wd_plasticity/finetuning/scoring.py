@@ -61,8 +61,9 @@ def requests(prompts: Sequence[np.ndarray], responses: Sequence[Sequence[np.ndar
 class Scorer:
   """Scores responses of M stacked members."""
 
-  def __init__(self, model: ModelConfig, mesh: Mesh, num_members: int):
+  def __init__(self, model: ModelConfig, mesh: Mesh, num_members: int, parts: int = 1):
     self._mesh, self._num_members = mesh, num_members
+    self._tokens = batch_tokens(mesh, num_members, parts)
 
     def log_probabilities(params, inputs_BxL, positions_BxT, targets_BxT):
       x_BxLxD = decoder.hidden_states(params, model, inputs_BxL)
@@ -85,7 +86,8 @@ class Scorer:
     """
     total = np.zeros((self._num_members, num_responses), np.float64)
     done = 0
-    for made, chosen in run_batches(functools.partial(self._run, params_M), wanted, self._mesh):
+    for made, chosen in run_batches(functools.partial(self._run, params_M), wanted, self._mesh,
+                                    self._tokens):
       self._add(total, made, chosen)
       done += len(chosen)
       if on_batch:
@@ -99,8 +101,21 @@ class Scorer:
       np.add.at(total, (slice(None), request.owners), values_MxBxT[:, row, :len(request.owners)])
 
 
-def run_batches(run: Callable[..., Any], wanted: Sequence[Request],
-                mesh: Mesh) -> Iterator[tuple[Any, list[Request]]]:
+def batch_tokens(mesh: Mesh, num_members: int, parts: int = 1) -> int:
+  """Tokens of a batch on one device, for each of the members that are stacked there.
+
+  Args:
+    mesh: of the program.
+    num_members: stacked in it.
+    parts: how many times fewer than is usual.
+  """
+  if jax.default_backend() == "cpu":
+    return max(1, _CPU_TOKENS // parts)
+  return max(1, _TOKENS // (parts * -(-num_members // mesh.shape["sweep"])))
+
+
+def run_batches(run: Callable[..., Any], wanted: Sequence[Request], mesh: Mesh,
+                tokens: int) -> Iterator[tuple[Any, list[Request]]]:
   """What `run` makes of the batches of `batches`, and the requests of each.
 
   A batch is handed out when the next one has been started, so that the devices do not wait
@@ -110,9 +125,10 @@ def run_batches(run: Callable[..., Any], wanted: Sequence[Request],
     run: (inputs_BxL, positions_BxT, targets_BxT), laid on the mesh, to arrays.
     wanted: requests.
     mesh: whose devices divide the rows.
+    tokens: of a batch on one device.
   """
   pending = None
-  for arrays, chosen in batches(wanted, mesh_lib.row_shares(mesh)):
+  for arrays, chosen in batches(wanted, mesh_lib.row_shares(mesh), tokens):
     started = run(*(mesh_lib.put(mesh, a, mesh_lib.ROWS) for a in arrays)), chosen
     if pending is not None:
       yield pending
@@ -121,13 +137,14 @@ def run_batches(run: Callable[..., Any], wanted: Sequence[Request],
     yield pending
 
 
-def batches(wanted: Sequence[Request], shares: int) -> Iterator[tuple[list[np.ndarray],
-                                                                     list[Request]]]:
+def batches(wanted: Sequence[Request], shares: int, tokens: int) -> Iterator[
+    tuple[list[np.ndarray], list[Request]]]:
   """Requests of similar length together, in few shapes, because each is compiled.
 
   Args:
     wanted: in any order.
     shares: the number of rows is a multiple of this (devices they are divided among).
+    tokens: of a batch on one device.
 
   Yields:
     inputs [B, L], positions and targets [B, T], padded with 0, and the requests of the
@@ -137,9 +154,8 @@ def batches(wanted: Sequence[Request], shares: int) -> Iterator[tuple[list[np.nd
   for request in wanted:
     shape = (_power(2, max(32, len(request.inputs))), _power(4, max(4, len(request.targets))))
     alike.setdefault(shape, []).append(request)
-  limit = _CPU_TOKENS if jax.default_backend() == "cpu" else _TOKENS
   for (length, targets), same in sorted(alike.items()):
-    rows = max(1, limit // length)
+    rows = max(1, tokens // length)
     rows = min(_power(2, rows + 1) // 2, _power(2, -(-len(same) // shares)))
     rows *= shares
     for begin in range(0, len(same), rows):

@@ -33,6 +33,8 @@ class TuneOptions:
     replay_fraction: share of the objective that is pretraining loss on replayed records.
     replay_rows: how many records are replayed in a step, the first ones of those given; 0: all.
     end_of_document: as in pretraining, for replayed records.
+    micro_batches: that the rows of a step are divided into; the gradient is that of the
+      whole batch, in which every target weighs the same.
   """
   lora_rank: int = 0
   lora_alpha: float = 16.0
@@ -40,6 +42,7 @@ class TuneOptions:
   replay_fraction: float = 0.0
   replay_rows: int = 0
   end_of_document: int | None = None
+  micro_batches: int = 1
 
 
 def response_sums(params: Any, model: ModelConfig, batch: dict) -> tuple[jax.Array, jax.Array]:
@@ -79,7 +82,7 @@ class TuneProgram:
   @property
   def row_shares(self) -> int:
     """The rows of a batch must be a multiple of this."""
-    return mesh_lib.row_shares(self.mesh)
+    return mesh_lib.row_shares(self.mesh) * self.options.micro_batches
 
   @property
   def uses_lora(self) -> bool:
@@ -109,27 +112,43 @@ class TuneProgram:
     return lora.merge(frozen, trained, self.options.lora_alpha / self.options.lora_rank)
 
   def _train_member(self, state, frozen, hyper, batch, replay):
-    def objective(trained):
-      params = self._parameters(trained, frozen)
-      total, count = response_sums(params, self.model, batch)
-      mean = total / jnp.maximum(count, 1.0)
-      if not self.options.replay_fraction:
-        return mean, mean
-      share = self.options.replay_fraction
-      return (1 - share) * mean + share * self._replay_loss(params, replay), mean
-
-    (_, mean), grads = jax.value_and_grad(objective, has_aux=True)(state["params"])
+    mean, grads = self._loss_and_grads(state["params"], frozen, batch, replay)
     new, info = step_lib.take_step(self.optimizer, state, hyper, mean, grads)
     return new, {"loss": mean, "learning_rate": info["learning_rate"],
                  "grad_norm": info["grad_norm"], "failed_at": info["failed_at"]}
 
-  def _replay_loss(self, params, tokens_BxL):
+  def _loss_and_grads(self, trained, frozen, batch, replay):
+    """Mean loss of the targets of a batch, and the gradient of the objective."""
+    # Over the whole batch: micro-batches have more targets or fewer.
+    count = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
+    share = self.options.replay_fraction
+    rows = {"batch": batch}
+    if share:
+      wanted = self.options.replay_rows or replay.shape[0]
+      # Rows that only fill up have no weight.
+      rows["replay"] = replay, (jnp.arange(replay.shape[0]) < wanted).astype(jnp.float32)
+
+    def objective(trained, rows):
+      params = self._parameters(trained, frozen)
+      mean = response_sums(params, self.model, rows["batch"])[0] / count
+      if not share:
+        return mean, mean
+      replayed = self._replay_sum(params, *rows["replay"]) / (wanted * (replay.shape[1] - 1))
+      return (1 - share) * mean + share * replayed, mean
+
+    def mean_and_grads(rows):
+      (_, mean), grads = jax.value_and_grad(objective, has_aux=True)(trained, rows)
+      return mean, grads
+
+    if self.options.micro_batches == 1:
+      return mean_and_grads(rows)
+    return step_lib.sum_over_micro_batches(mean_and_grads, rows, self.options.micro_batches)
+
+  def _replay_sum(self, params, tokens_BxL, weights_B):
+    """Sum of the losses of pretraining records."""
     inputs, targets = tokens_BxL[:, :-1], tokens_BxL[:, 1:]
     segments = step_lib.document_ids(inputs, self.options.end_of_document)
     x_BxLxD = decoder.hidden_states(params, self.model, inputs, segments)
-    rows, length = targets.shape
-    wanted = self.options.replay_rows or rows
-    weights = jnp.broadcast_to((jnp.arange(rows) < wanted)[:, None], targets.shape)
-    total, _ = loss.next_token_loss(x_BxLxD, decoder.head_kernel(params, self.model), targets,
-                                    weights.astype(jnp.float32))
-    return total / (wanted * length)
+    weights = jnp.broadcast_to(weights_B[:, None], targets.shape)
+    return loss.next_token_loss(x_BxLxD, decoder.head_kernel(params, self.model), targets,
+                                weights)[0]

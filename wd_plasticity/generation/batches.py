@@ -6,14 +6,17 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
+from wd_plasticity import memory
 from wd_plasticity.generation.sampling import Sampling
+from wd_plasticity.models import attention
 from wd_plasticity.models.config import ModelConfig
 
 SHORTEST = 16  # prompts are padded to 16, 24, 32, 48, 64, 96, ...
 _MOST_ROWS = {"cpu": 256}  # beyond, a CPU gains nothing
 _MOST_ROWS_ELSEWHERE = 4096
 _CPU_BYTES = 2**30
-_DEVICE_SHARE = 0.4  # of an accelerator's memory, parameters and activations need the rest
+_DEVICE_SHARE = 0.4  # of an accelerator's memory, the rest is left to activations
+_BUSY_SHARE = 0.1  # of what is left beside parameters that is not counted on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +39,15 @@ class Batch:
 
 
 def padded_length(length: int) -> int:
-  """The least of 16, 24, 32, 48, 64, 96, ... that is not below `length`."""
+  """The least of 16, 24, 32, 48, 64, 96, ... that is not below `length` and suits attention."""
   size = SHORTEST
   while size < length:
     size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
-  return size
+  return attention.row_length(size)
 
 
 def make_batches(prompts: Sequence[np.ndarray], model: ModelConfig, sampling: Sampling,
-                 shares: int, members: int, memory_bytes: int) -> Iterator[Batch]:
+                 shares: int, members: int, memory_bytes: int, parts: int = 1) -> Iterator[Batch]:
   """Batches over all prompts, the longest first.
 
   Args:
@@ -54,12 +57,13 @@ def make_batches(prompts: Sequence[np.ndarray], model: ModelConfig, sampling: Sa
     shares: the number of rows is a multiple of this (devices they are divided among).
     members: on one device.
     memory_bytes: of one device; 0: a share of what it has.
+    parts: as of `rows_per_device`.
   """
   order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
   start = 0
   while start < len(order):
     length = padded_length(len(prompts[order[start]]))
-    rows = shares * rows_per_device(model, sampling, length, members, memory_bytes)
+    rows = shares * rows_per_device(model, sampling, length, members, memory_bytes, parts)
     # Few prompts need few rows, but not a shape of their own for every number.
     rows = min(rows, -(-_power_of_two(len(prompts)) // shares) * shares)
     chosen = np.array(order[start:start + rows])
@@ -68,25 +72,30 @@ def make_batches(prompts: Sequence[np.ndarray], model: ModelConfig, sampling: Sa
 
 
 def rows_per_device(model: ModelConfig, sampling: Sampling, length: int, members: int,
-                    memory_bytes: int) -> int:
-  """Prompts whose caches, logits and activations fit into the memory, at least 1."""
+                    memory_bytes: int, parts: int = 1) -> int:
+  """Prompts whose caches, logits and activations fit into the memory, at least 1.
+
+  Args:
+    model, sampling, length: as of `make_batches`; slots of a prompt.
+    members, memory_bytes: as of `make_batches`.
+    parts: how many times fewer than fit.
+  """
   itemsize = 4 if model.compute_dtype == "float32" or jax.default_backend() == "cpu" else 2
   samples = sampling.num_samples
-  cache_of_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * itemsize
-  # The cache of new tokens is copied when it grows; logits are, in every step.
-  cache = cache_of_token * (length + 1.5 * samples * sampling.max_new_tokens)
-  logits = 4 * 4 * samples * model.vocab_size
-  activations = itemsize * length * (8 * model.width + 3 * model.ffn_width)
-  scores = 2 * 4 * model.num_heads * length**2  # where attention is not fused
-  row = members * (cache + logits + activations + scores)
-  fitting = (memory_bytes or _default_bytes()) // row
+  row = members * memory.generation_row(
+      model, length=length, new_tokens=sampling.max_new_tokens, samples=samples, itemsize=itemsize)
+  fitting = (memory_bytes or _default_bytes(model, members)) // row
   most = _MOST_ROWS.get(jax.default_backend(), _MOST_ROWS_ELSEWHERE)
-  return _power_of_two(int(max(min(fitting, most // (samples * members)), 1)) + 1) // 2
+  rows = min(fitting, most // (samples * members)) // parts
+  return _power_of_two(int(max(rows, 1)) + 1) // 2
 
 
-def _default_bytes() -> int:
-  stats = {} if jax.default_backend() == "cpu" else jax.local_devices()[0].memory_stats() or {}
-  return int(stats.get("bytes_limit", 0) * _DEVICE_SHARE) or _CPU_BYTES
+def _default_bytes(model: ModelConfig, members: int) -> int:
+  if jax.default_backend() == "cpu":
+    return _CPU_BYTES
+  # Parameters may be there as they were before and are after fine-tuning, and are cast.
+  limit, parameters = memory.device_limit(), members * memory.parameter_bytes(model) * 3
+  return max(1, int(min(_DEVICE_SHARE * limit, (1 - _BUSY_SHARE) * limit - parameters)))
 
 
 def _power_of_two(n: int) -> int:

@@ -26,7 +26,7 @@ from wd_plasticity.generation import sampling as sampling_lib
 from wd_plasticity.generation.batches import Batch, make_batches
 from wd_plasticity.generation.sampling import Sampling
 from wd_plasticity.models import decoder, layers
-from wd_plasticity.models.attention import attend
+from wd_plasticity.models.attention import attend, row_length
 from wd_plasticity.models.config import ModelConfig
 from wd_plasticity.training import mesh as mesh_lib
 
@@ -55,7 +55,7 @@ class Generator:
   """Compiled generation for members of one size; `generate` may be called many times."""
 
   def __init__(self, model: ModelConfig, mesh: Mesh, num_members: int, sampling: Sampling,
-               eos_id: int | None, *, num_tokens: int, memory_bytes: int = 0):
+               eos_id: int | None, *, num_tokens: int, memory_bytes: int = 0, parts: int = 1):
     """Prepares; programs are compiled when a length is first met.
 
     Args:
@@ -67,6 +67,7 @@ class Generator:
       num_tokens: size of the tokenizer; ids from here on, to which the model's vocabulary
         may be padded, are never chosen.
       memory_bytes: of a device, for caches and logits; 0: a share of what it has.
+      parts: how many times fewer prompts than fit are read at once.
 
     Raises:
       UserError: `num_tokens` or `eos_id` is not in the vocabulary.
@@ -80,7 +81,7 @@ class Generator:
     self.model, self.mesh, self.num_members = model, mesh, num_members
     self.sampling, self.eos_id = sampling, eos_id
     self._decoding = _Decoding(model, mesh, sampling, eos_id, num_tokens)
-    self._memory_bytes = memory_bytes
+    self._memory_bytes, self._parts = memory_bytes, parts
     shapes = decoder.param_shapes(model)
     specs = mesh_lib.parameter_specs(shapes)
     gathered = jax.tree.map(
@@ -124,7 +125,7 @@ class Generator:
     done = 0
     for batch in make_batches(prompts, self.model, s, shares,
                               -(-self.num_members // self.mesh.shape["sweep"]),
-                              self._memory_bytes):
+                              self._memory_bytes, self._parts):
       rows = self._run(params_M, *self._place(batch), np.uint32(seed % 2**32))
       count = len(batch.prompts)
       tokens[:, batch.prompts], lengths[:, batch.prompts] = (
@@ -190,7 +191,7 @@ class _Decoding:
 
   def cache_sizes(self) -> list[int]:
     """Slots of the cache of new tokens, growing; the newest token needs none."""
-    needed, sizes = max(self.sampling.max_new_tokens - 1, 1), []
+    needed, sizes = row_length(max(self.sampling.max_new_tokens - 1, 1)), []
     while not sizes or sizes[-1] < needed:
       sizes.append(min(needed, 2 * sizes[-1] if sizes else _FIRST_SLOTS))
     return sizes

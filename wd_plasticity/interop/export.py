@@ -8,7 +8,6 @@ card, and in wd_plasticity/ what `interop.import_` needs to make the same checkp
 Tensors are written as they are read, so a model need not fit into memory.
 """
 
-import json
 import os
 import pathlib
 import re
@@ -30,6 +29,7 @@ from wd_plasticity.interop import (
     safetensors_writer,
     tokenizer_files,
     transformers_config,
+    transformers_files,
     transformers_weights,
 )
 from wd_plasticity.models.config import ModelConfig
@@ -128,7 +128,7 @@ def parse_size(text: str) -> int:
   """
   found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
   size = float(found[1]) * _UNITS.get(found[2].upper(), 0) if found else 0
-  if size < 1:
+  if not 1 <= size < 1 << 63:
     raise UserError(f"--shard_size={text} is not a size; write it like 5GB or 500MB.")
   return int(size)
 
@@ -174,7 +174,7 @@ def _write_configs(target: Target, out: pathlib.Path, tokenizer, tensors) -> Non
   dtype = max(counts, key=counts.get)
   path = out / "config.json"
   if path.exists():
-    fields = json.loads(path.read_text(encoding="utf-8"))
+    fields = transformers_files.read_json(path)
     names = [n for n in ("torch_dtype", "dtype") if n in fields] or ["torch_dtype", "dtype"]
     if any(fields.get(n) not in (dtype, None) for n in names):
       write_json(path, fields | dict.fromkeys(names, dtype))

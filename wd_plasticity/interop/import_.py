@@ -16,6 +16,7 @@ remembered for `interop.export` to give the same bits back.
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 import re
 import shutil
@@ -117,15 +118,21 @@ def import_model(request: Request, report: Callable[[str], None] = print) -> pat
   meta = _meta(request, own, fields, tensors, places, config, model, tokenizer, data_fingerprint,
                source)
   path = directory / "checkpoints" / str(meta["step"])
+  is_new = not directory.exists()
   with ownership.hold(directory, f"member {request.name}"):
     if _is_there(path, meta):
       report(f"{path} holds this model already; nothing was done.")
       return path
     # The checkpoint comes last: without it the member is not there, and a second run goes on.
     _open_member(directory, config, tokenizer, data_fingerprint, workdir)
-    _keep_files(source, directory / KEPT_FOLDER, with_tokenizer=not request.tokenizer)
-    _write_records(directory, meta, config, model)
-    _write_checkpoint(path, places, tensors, meta)
+    try:
+      _keep_files(source, directory / KEPT_FOLDER, with_tokenizer=not request.tokenizer)
+      _write_records(directory, meta, config, model)
+      _write_checkpoint(path, places, tensors, meta)
+    except UserError:
+      if is_new:  # what a refused model has left is no member
+        shutil.rmtree(directory, ignore_errors=True)
+      raise
   report(f"{request.name}/{meta['step']}: {len(places)} tensors, "
          f"{meta['parameters']['total']:,} parameters, in {path}")
   return path
@@ -157,10 +164,30 @@ def _own_record(source: pathlib.Path) -> dict[str, Any]:
   if not path.is_file():
     return {}
   record = transformers_files.read_json(path)
-  if record.get("format") != FORMAT or record.get("format_version") != 1:
+  meta = record.get("meta")
+  if record.get("format") != FORMAT or record.get("format_version") != 1 or not _is_meta(meta):
     raise UserError(f"{path} is not a record that this code can read; update wd_plasticity, or "
                     f"remove the folder {path.parent} to import the model without it.")
-  return record["meta"]
+  return meta
+
+
+# What is used of it, and its types.
+_META = {"weight_decay": (int, float), "step": int, "steps": int, "tokens": int, "config": dict,
+         "tokenizer_fingerprint": str, "data_fingerprint": str}
+
+
+def _is_meta(meta: Any) -> bool:
+  def has(fields, name, kind):
+    return isinstance(fields.get(name), kind) and not isinstance(fields[name], bool)
+  def alike(defaults, fields):  # sections are sections
+    return all(isinstance(fields.get(name, default), dict) and alike(default, fields.get(name, {}))
+               for name, default in defaults.items() if isinstance(default, dict))
+  return (isinstance(meta, dict) and all(has(meta, name, kind) for name, kind in _META.items())
+          and has(meta["config"], "seed", int) and isinstance(meta.get("imported", {}), dict)
+          and alike(as_json(default_config()), meta["config"])
+          and has(meta["config"].get("data", {}), "sequence_length", int)
+          and min(meta["config"]["data"]["sequence_length"], meta["step"], meta["steps"]) > 0
+          and all(0 <= meta[name] < math.inf for name in ("weight_decay", "tokens")))
 
 
 def _tokenizer(source, fields, request, own):
@@ -333,7 +360,9 @@ def _write_checkpoint(path: pathlib.Path, places, tensors, meta) -> None:
                                        meta) as writer:
     for done, place in enumerate(places):
       for start, stop in parameter_stream.pieces(place):
-        writer.write(place, start, tensors.rows(place.tensor, start, stop))
+        rows = tensors.rows(place.tensor, start, stop)
+        transformers_weights.check_finite(place.tensor, rows)
+        writer.write(place, start, rows)
       progress.update(done + 1)
     writer.finish()
 

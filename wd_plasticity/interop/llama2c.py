@@ -8,6 +8,7 @@ the head is not tied.
 """
 
 import functools
+import math
 import os
 import re
 import struct
@@ -37,12 +38,13 @@ def read_model(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Any]]:
   """
   data = _read(path)
   if len(data) < 28:
-    raise UserError(f"{path} is too short for a llama2.c model.")
+    raise UserError(f"{path} is too short for a llama2.c model; copy it again.")
   width, ffn_width, num_layers, num_heads, num_kv_heads, vocab, length = struct.unpack_from(
       "<7i", data)
   if min(width, ffn_width, num_layers, num_heads, num_kv_heads, length) <= 0 or not vocab or (
-      width % num_heads):
-    raise UserError(f"{path} is not a llama2.c model of version 0 (its header makes no sense).")
+      width % num_heads or width // num_heads % 2 or num_heads % num_kv_heads):
+    raise UserError(f"{path} is not a llama2.c model of version 0 (its header makes no sense); "
+                    "export it by the legacy format of its export.py.")
   config = ModelConfig(
       num_layers=num_layers, width=width, num_heads=num_heads, num_kv_heads=num_kv_heads,
       head_dim=width // num_heads, ffn_width=ffn_width, vocab_size=abs(vocab),
@@ -66,15 +68,18 @@ def read_model(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Any]]:
   }
   if not config.tied_head:
     shapes["head"] = (config.vocab_size, width)
-  expected = 28 + 4 * sum(int(np.prod(shape)) for shape in shapes.values())
+  expected = 28 + 4 * sum(map(math.prod, shapes.values()))
   if len(data) != expected:
     raise UserError(f"{path} has {len(data)} bytes where its header asks for {expected}; "
-                    "it is cut short or not of version 0 in float32.")
+                    "it is cut short or not of version 0 in float32, so copy or export it again.")
   tensors, offset = {}, 28
   for name, shape in shapes.items():
-    count = int(np.prod(shape))
+    count = math.prod(shape)
     tensors[name] = np.frombuffer(data, "<f4", count, offset).reshape(shape).astype(np.float32)
     offset += 4 * count
+    if name != "rope" and not np.isfinite(tensors[name]).all():
+      raise UserError(f"{path}: the tensor {name} holds numbers that are not finite (NaN or "
+                      "infinity); copy it again, or take an earlier checkpoint.")
   tensors["query"] = _half_split(tensors["query"], head_dim)
   tensors["key"] = _half_split(tensors["key"], head_dim)
 
@@ -126,15 +131,16 @@ class Tokenizer:
     pieces, scores, offset = [], [], 4
     while offset < len(data):
       if offset + 8 > len(data):
-        raise UserError(f"{path} is not a llama2.c tokenizer, or is cut short.")
+        raise UserError(f"{path} is not a llama2.c tokenizer, or is cut short; copy it again.")
       score, size = struct.unpack_from("<fi", data, offset)
       offset += 8 + size
       if size < 0 or offset > len(data):
-        raise UserError(f"{path} is not a llama2.c tokenizer, or is cut short.")
+        raise UserError(f"{path} is not a llama2.c tokenizer, or is cut short; copy it again.")
       pieces.append(data[offset - size:offset])
       scores.append(score)
     if len(pieces) <= _FIRST_BYTE_ID + 255:
-      raise UserError(f"{path} has {len(pieces)} pieces, too few for a llama2.c tokenizer.")
+      raise UserError(f"{path} has {len(pieces)} pieces, too few for a llama2.c tokenizer; "
+                      "copy it again.")
     return cls(pieces, scores)
 
   def encode(self, text: str) -> list[int]:
@@ -181,6 +187,6 @@ def _read(path) -> bytes:
     with open(path, "rb") as file:
       return file.read()
   except FileNotFoundError:
-    raise UserError(f"There is no file {path}.") from None
+    raise UserError(f"There is no file {path}; check the path.") from None
   except OSError as e:
-    raise UserError(f"{path} cannot be read ({e.strerror}).") from e
+    raise UserError(f"{path} cannot be read ({e.strerror}); copy it again.") from e

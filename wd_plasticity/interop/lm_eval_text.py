@@ -39,6 +39,7 @@ class TextModel:
       those of another checkpoint, compiled programs stay.
     max_length: tokens that are read at most.
     num_cut: contexts that lost their beginning so far; may be set back.
+    parts: how many times smaller batches are than is usual; may be set.
   """
 
   def __init__(self, model: ModelConfig, tokenizer: Tokenizer, mesh: Mesh, num_members: int,
@@ -60,10 +61,10 @@ class TextModel:
     """
     if max_length < 1:
       raise UserError(f"max_length={max_length} must be at least 1.")
-    self.params_M, self.max_length, self.num_cut = params_M, max_length, 0
+    self.params_M, self.max_length, self.num_cut, self.parts = params_M, max_length, 0, 1
     self._model, self._tokenizer, self._mesh = model, tokenizer, mesh
     self._num_members, self._add_bos_token = num_members, add_bos_token
-    self._generators: dict[Sampling, Generator] = {}
+    self._generators: dict[tuple[Sampling, int], Generator] = {}
     self._run = jax.jit(
         mesh_lib.over_members(self._token_scores, (0, None, None, None), num_members),
         out_shardings=mesh_lib.sharding(mesh, P()))
@@ -129,11 +130,13 @@ class TextModel:
     greedy = np.ones(len(pairs), bool)
     done = 0
 
+    tokens = scoring.batch_tokens(self._mesh, self._num_members, self.parts)
+
     def run(*arrays):
       with jax.set_mesh(self._mesh):  # hand-written kernels find the mesh by its context
         return self._run(self.params_M, *arrays)
 
-    for made, chosen in scoring.run_batches(run, wanted, self._mesh):
+    for made, chosen in scoring.run_batches(run, wanted, self._mesh, tokens):
       nats_BxT, greedy_BxT = (np.asarray(x)[0] for x in made)
       for row, request in enumerate(chosen):
         n = len(request.owners)
@@ -245,11 +248,12 @@ class TextModel:
     return texts
 
   def _generator(self, sampling: Sampling) -> Generator:
-    if sampling not in self._generators:
-      self._generators[sampling] = Generator(
+    key = sampling, self.parts
+    if key not in self._generators:
+      self._generators[key] = Generator(
           self._model, self._mesh, self._num_members, sampling, self._tokenizer.eos_id,
-          num_tokens=self._tokenizer.vocab_size)
-    return self._generators[sampling]
+          num_tokens=self._tokenizer.vocab_size, parts=self.parts)
+    return self._generators[key]
 
   # Tokens.
 

@@ -47,7 +47,7 @@ def write(tokenizer: tokenizers.Tokenizer, saved: Path, out: Path, length: int) 
   Returns:
     Sentences on what transformers will not do as here.
   """
-  kind = json.loads((saved / "meta.json").read_text(encoding="utf-8"))["kind"]
+  kind = read_json(saved / "meta.json").get("kind")
   if kind == "sentencepiece":
     shutil.copyfile(saved / "tokenizer.model", out / "tokenizer.model")
     try:
@@ -182,7 +182,8 @@ def read(directory: Path, fields: Mapping[str, Any]) -> tuple[tokenizers.Tokeniz
     tokenizer = tokenizers.HFTokenizer(content, str(path), eos, _EOS_FIELD)
   elif (directory / "tokenizer.model").is_file():
     path = directory / "tokenizer.model"
-    tokenizer = tokenizers.SentencePieceTokenizer(path.read_bytes(), str(path), eos, _EOS_FIELD)
+    tokenizer = tokenizers.SentencePieceTokenizer(
+        tokenizers.read_bytes(path), str(path), eos, _EOS_FIELD)
   elif (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
     path = directory / "vocab.json"
     tokenizer = tokenizers.make("gpt2", str(directory), 0, (), eos)
@@ -223,7 +224,9 @@ def hf_token(content: str, token_id: int) -> str:
   """The token of an id in a tokenizer.json; '' when there is none."""
   try:
     return hf.Tokenizer.from_str(content).id_to_token(token_id) or ""
-  except Exception:  # bare Exception of `tokenizers`; who opens it next says what is wrong
+  except BaseException as e:  # who opens it next says what is wrong
+    if isinstance(e, (KeyboardInterrupt, SystemExit)):
+      raise
     return ""
 
 

@@ -17,6 +17,7 @@ MODEL_TYPES = ("llama", "olmo2")
 CAUSAL = {"llama": "LlamaForCausalLM", "olmo2": "Olmo2ForCausalLM"}
 _TYPE_OF = {"LlamaForCausalLM": "llama", "LlamaForSequenceClassification": "llama",
             "Olmo2ForCausalLM": "olmo2"}
+_LARGEST = 1 << 31  # no size of a model reaches it
 _LENGTH, _THETA = 2048, 10_000.0  # max_position_embeddings and rope_theta where they are absent
 
 # `ModelConfig.rope_scaling` in transformers' words, for rope_type "llama3".
@@ -296,6 +297,9 @@ def _whole(fields: Mapping, name: str, default: int | None = None) -> int:
   if not isinstance(value, int) or isinstance(value, bool) or value < 1:
     raise UserError(f"{name}={value!r} is not a whole number above 0, in config.json; copy it "
                     "again.")
+  if value >= _LARGEST:
+    raise UserError(f"{name}={_short(value)} in config.json is larger than that of any model; copy "
+                    "it again.")
   return value
 
 

@@ -3,8 +3,8 @@
 Pickle files (pytorch_model.bin) are never read: they can run any code.
 """
 
+import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import safetensors
 
 from wd_plasticity.errors import UserError
+from wd_plasticity.files import parse_json
 
 ARCHITECTURES = ("LlamaForCausalLM", "Olmo2ForCausalLM", "LlamaForSequenceClassification")
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # safetensors' name to numpy's
@@ -45,12 +46,14 @@ class Tensors(Mapping):
     self._files = files
 
   def __getitem__(self, name: str) -> np.ndarray:
-    with _open(self._files[name].path) as file:
+    path = self._files[name].path
+    with _reading(path), _open(path) as file:
       return file.get_tensor(name)
 
   def rows(self, name: str, start: int, stop: int) -> np.ndarray:
     """A part of a tensor: its indices start to stop - 1 on the first axis."""
-    with _open(self._files[name].path) as file:
+    path = self._files[name].path
+    with _reading(path), _open(path) as file:
       return file.get_slice(name)[start:stop]
 
   def stored(self, name: str) -> Stored:
@@ -118,14 +121,14 @@ def read_json(path: Path) -> dict[str, Any]:
     UserError: it is missing or not a JSON object.
   """
   try:
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value = parse_json(path.read_bytes())
   except FileNotFoundError:
     raise UserError(f"{path.parent} has no {path.name}; give a directory that transformers' "
                     "save_pretrained has written.") from None
   except OSError as e:
-    raise UserError(f"{path} cannot be read ({e.strerror}).") from e
-  except (ValueError, RecursionError) as e:
-    raise UserError(f"{path} is not JSON ({e}); copy it again.") from e
+    raise UserError(f"{path} cannot be read ({e.strerror}); copy it again.") from e
+  except ValueError as e:
+    raise UserError(f"{path} is not JSON that can be read (it {e}); copy it again.") from e
   if not isinstance(value, dict):
     raise UserError(f"{path} does not hold a JSON object; copy it again.")
   return value
@@ -133,15 +136,24 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _open(path: Path):
   """An open safetensors file, whose header fits its size."""
-  try:
+  with _reading(path):
     return safetensors.safe_open(path, framework="np")
-  except (safetensors.SafetensorError, OSError) as e:
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+  """Whatever the library finds wrong with a file, or cannot hold, as one sentence."""
+  try:
+    yield
+  except OSError as e:
+    raise UserError(f"{path} cannot be read ({e.strerror or e}); copy it again.") from e
+  except (safetensors.SafetensorError, ValueError, TypeError, OverflowError) as e:
     raise UserError(f"{path} is damaged or cut short ({e}); copy it again.") from e
 
 
 def _headers(path: Path) -> dict[str, Stored]:
   """What a safetensors file holds."""
-  with _open(path) as file:
+  with _reading(path), _open(path) as file:
     found = {}
     for name in file.keys():  # noqa: SIM118  not a dict
       part = file.get_slice(name)
@@ -167,7 +179,8 @@ def _files(path: Path) -> dict[str, Stored]:
         f"{path} has only pickle files (pytorch_model.bin), which can run any code and are not "
         "read here; load it with transformers where you trust it and write it again by "
         "save_pretrained(..., safe_serialization=True).")
-  raise UserError(f"{path} has neither {_SINGLE} nor {_INDEX}.")
+  raise UserError(f"{path} has neither {_SINGLE} nor {_INDEX}; give a directory that transformers' "
+                  "save_pretrained has written.")
 
 
 def _indexed(path: Path) -> dict[str, Stored]:
@@ -178,8 +191,9 @@ def _indexed(path: Path) -> dict[str, Stored]:
     raise UserError(f"{path / _INDEX} names no tensors; copy it again.")
   shards = {}
   for shard in sorted(set(places.values())):
-    if os.path.basename(shard) != shard:
-      raise UserError(f"{path / _INDEX} names {shard}, which is outside of its directory.")
+    if os.path.basename(shard) != shard or shard in ("", ".", ".."):
+      raise UserError(f"{path / _INDEX} names {shard}, which is outside of its directory; "
+                      "get the model from another place.")
     if not (path / shard).exists():
       raise UserError(f"{path} lacks {shard}, one of the {len(set(places.values()))} files that "
                       f"{_INDEX} names; copy it again.")

@@ -113,6 +113,9 @@ def places_in(tensors: Mapping[str, Any], config: ModelConfig, *,
     UserError: naming a tensor that is missing or has no place, or a head that is tied by
       `config` but has numbers of its own.
   """
+  if config.num_layers > len(tensors):  # before as many places are made
+    raise UserError(f"The checkpoint has {len(tensors)} tensors, fewer than its config.json says "
+                    f"that it has layers ({config.num_layers}); copy both again.")
   wanted = places(config, score_head=score_head)
   given = {name for name in tensors if not is_buffer(name)}
   if config.tied_head and _HEAD in given:
@@ -168,6 +171,19 @@ def check_shape(place: Place, shape: tuple[int, ...]) -> None:
                     f"configuration wants {place.shape}; take the sizes from its config.json.")
 
 
+def check_finite(tensor: str, rows: np.ndarray) -> None:
+  """Refuses numbers that are none, of a tensor or of some of its rows.
+
+  Raises:
+    UserError: naming the tensor.
+  """
+  for start in range(0, len(rows), _ROWS):
+    if not np.isfinite(rows[start:start + _ROWS]).all():
+      raise UserError(f"The tensor {tensor} holds numbers that are not finite (NaN, infinity): the "
+                      "model has diverged, or its file is damaged; copy it again, or take an "
+                      "earlier checkpoint of it.")
+
+
 def to_transformers(params: Mapping[str, Any], config: ModelConfig) -> dict[str, np.ndarray]:
   """Tensors for `LlamaForCausalLM` or `Olmo2ForCausalLM`.
 
@@ -221,7 +237,7 @@ def from_transformers(
     The nested dict of docs/architecture.md, its leaves as `place` returned them.
 
   Raises:
-    UserError: as `places_in`, or a tensor is of another shape.
+    UserError: as `places_in`, or a tensor is of another shape, or not finite.
   """
   wanted = places_in(tensors, config, score_head=score_head)
   stacks: dict[str, list[Place]] = {}
@@ -231,6 +247,7 @@ def from_transformers(
   def read(p):
     array = np.asarray(tensors[p.tensor])
     check_shape(p, array.shape)
+    check_finite(p.tensor, array)
     return array
 
   params: dict[str, Any] = {}

@@ -49,6 +49,22 @@ def attend(q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, *,
   return run(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, segment_ids_BxL)
 
 
+def row_length(longest: int, multiple: int = 1) -> int:
+  """The least length of rows that is not below `longest` and suits the attention of the platform.
+
+  On accelerators rows of more than 128 tokens have a multiple of 128, without which `splash`
+  cannot be used and `cudnn` is slower; a CPU would only have more to compute.
+
+  Args:
+    longest: tokens of the longest row.
+    multiple: of which the length is a multiple anyway.
+  """
+  length = -(-longest // multiple) * multiple
+  if platform() == "cpu" or length <= _SPLASH_BLOCK:
+    return length
+  return -(-length // _SPLASH_BLOCK) * _SPLASH_BLOCK
+
+
 def choose(implementation: str, *, length: int, head_dim: int, dtype: jnp.dtype,
            packed: bool) -> str:
   """The implementation that `attend` uses: plain, cudnn, splash or blocks.

@@ -6,9 +6,9 @@
 from pathlib import Path
 
 from absl import flags
-from rich.console import Console
 
 from wd_plasticity import cli
+from wd_plasticity.console import Console
 from wd_plasticity.errors import UserError
 from wd_plasticity.report import answer as answer_lib
 from wd_plasticity.report import make, terminal

@@ -2,18 +2,21 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from wd_plasticity import files
 from wd_plasticity.config import flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.report import arrays as arrays_lib
 from wd_plasticity.training import summary
 
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, StopIteration,
-              UserError)
+# What the content of a file can make a reader raise; running out of memory is not among them.
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration,
+              ArithmeticError, RuntimeError, EOFError, UserError)
 
 
 class Notes:
@@ -86,12 +89,12 @@ def read_items(workdir: Path, program: str, notes: Notes) -> list[Item]:
 
   def load(path: Path) -> Item | None:
     try:
-      document = json.loads(path.read_bytes())
+      document = files.parse_json(path.read_bytes())
       document["values"].items()
       c = document["checkpoint"]
       for name, kind in (("member", str), ("weight_decay", (int, float)), ("seed", int),
                          ("step", int), ("tokens", int)):
-        if not isinstance(c[name], kind):
+        if not isinstance(c[name], kind) or not math.isfinite(c[name] if kind is not str else 0):
           return None
     except UNREADABLE:
       return None

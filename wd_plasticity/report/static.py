@@ -152,6 +152,6 @@ def _set_axes(ax: Axes, figure: Figure) -> None:
 
 
 def _plain(text: str, longest: int) -> str:
-  """One line without markup; a pair of dollars would be taken for mathematics."""
+  """One line."""
   text = "".join(c if c.isprintable() else " " for c in text)
-  return (text if len(text) <= longest else text[:longest - 1] + "…").replace("$", r"\$")
+  return text if len(text) <= longest else text[:longest - 1] + "…"

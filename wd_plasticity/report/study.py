@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from wd_plasticity.config import flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals import finetune_summary
 from wd_plasticity.report import items as items_lib
@@ -228,8 +227,13 @@ def _members(workdir: Path, notes: Notes) -> tuple[list[Member], dict[str, str]]
   """The members, and those that are copies of others (`summary.copies`), which are left out."""
   folders = sorted(p for p in workdir.glob("members/*") if p.is_dir())
   stored = {p: items_lib.read_or_note(p / "config.json", notes) for p in folders}
-  configs = {p: flatten(s["config"]) for p, s in stored.items()
-             if isinstance(s.get("config"), dict)}
+  configs = {}
+  for folder, fields in stored.items():
+    try:
+      if config := fields and summary.config_of(folder):
+        configs[folder] = config
+    except UNREADABLE:
+      notes.unreadable(folder / "config.json")
   fields = summary.swept_fields(list(configs.values())) if configs else []
   members, rows, without = [], [], [p.name for p in folders if p not in configs]
   for folder, config in configs.items():

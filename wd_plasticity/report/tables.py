@@ -10,6 +10,7 @@ import pyarrow.parquet
 
 from wd_plasticity import files
 from wd_plasticity.evals.results import figures as numbers_of
+from wd_plasticity.plain import cell
 from wd_plasticity.report.figure import Figure
 from wd_plasticity.report.study import Finetuned, Result, Study
 
@@ -118,6 +119,13 @@ def _write(table: pa.Table, stem: Path) -> list[Path]:
   for path, write in zip(paths, (pyarrow.csv.write_csv, pyarrow.parquet.write_table),
                          strict=True):
     content = io.BytesIO()
-    write(table, content)
+    write(_for_spreadsheets(table) if path.suffix == ".csv" else table, content)
     files.write_atomically(path, lambda f, c=content: f.write(c.getbuffer()))
   return paths
+
+
+def _for_spreadsheets(table: pa.Table) -> pa.Table:
+  """Without text that they would take for a formula, see `plain.cell`."""
+  columns = [pa.array([cell(value) for value in column.to_pylist()], pa.string())
+             if pa.types.is_string(column.type) else column for column in table.columns]
+  return pa.table(columns, names=[cell(name) for name in table.column_names])

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
+from wd_plasticity.data.tokenizers import mistake
 from wd_plasticity.errors import UserError
 from wd_plasticity.interop.transformers_files import read_json
 
@@ -39,14 +40,14 @@ class ChatTokenizer:
     """
     self._directory = Path(directory)
     path = self._directory / "tokenizer.json"
-    try:
-      content = path.read_text(encoding="utf-8")
-      self._tokenizer = tokenizers.Tokenizer.from_str(content)
-    except FileNotFoundError:
+    if not path.exists():
       raise UserError(f"{directory} has no tokenizer.json; write it with transformers' "
-                      "AutoTokenizer.from_pretrained(...).save_pretrained(...).") from None
-    except Exception as e:  # the library raises plain Exception
-      raise UserError(f"{path} is not a tokenizer ({e}); copy it again.") from e
+                      "AutoTokenizer.from_pretrained(...).save_pretrained(...).")
+    content = _read_text(path)
+    try:
+      self._tokenizer = tokenizers.Tokenizer.from_str(content)
+    except BaseException as e:  # the library raises plain Exception, or panics
+      raise mistake(e, f"{path} is not a tokenizer ({e}); copy it again.") from e
     self._tokenizer.no_truncation()
     self._tokenizer.no_padding()
     fields = read_json(self._directory / "tokenizer_config.json")
@@ -58,12 +59,11 @@ class ChatTokenizer:
 
   def render(self, problem: str, response: str) -> str:
     """The text of the conversation, special tokens written out."""
-    import jinja2
     messages = [{"role": "user", "content": problem}, {"role": "assistant", "content": response}]
     try:
       return self._template.render(messages=messages, tools=None, documents=None,
                                    add_generation_prompt=False, **self._special_tokens)
-    except (jinja2.TemplateError, TypeError) as e:
+    except Exception as e:  # whatever the code of the template raises
       raise UserError(f"The chat template in {self._directory} does not take a user's message and "
                       f"the assistant's answer ({e}); a reward model must.") from e
 
@@ -74,17 +74,22 @@ class ChatTokenizer:
     one beginning of sequence, not two.
     """
     texts = [self.render(problem, response) for problem, response in pairs]
-    encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    try:
+      encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    except BaseException as e:
+      raise mistake(e, f"The tokenizer in {self._directory} cannot encode every text ({e}); it has "
+                       "no token for what it does not know.") from e
     return [np.array(e.ids, np.int32) for e in encoded]
 
   def _template_source(self, fields: dict) -> str:
     """The template file, else the field of tokenizer_config.json, as transformers chooses."""
     path = self._directory / "chat_template.jinja"
     if path.exists():
-      return path.read_text(encoding="utf-8")
+      return _read_text(path)
     template = fields.get("chat_template")
     if isinstance(template, list):  # several with names
-      template = {named.get("name"): named.get("template") for named in template}.get("default")
+      template = next((named.get("template") for named in template if isinstance(named, dict)
+                       and named.get("name") == "default"), None)
     if not isinstance(template, str):
       raise UserError(f"{self._directory} has no chat template, neither chat_template.jinja nor "
                       "the field chat_template of tokenizer_config.json; a reward model needs "
@@ -102,6 +107,15 @@ class ChatTokenizer:
       if token is not None:
         found[name] = token
     return found
+
+
+def _read_text(path: Path) -> str:
+  try:
+    return path.read_text(encoding="utf-8")
+  except OSError as e:
+    raise UserError(f"{path} cannot be read ({e.strerror}); copy it again.") from e
+  except UnicodeDecodeError as e:
+    raise UserError(f"{path} is not UTF-8 text (byte {e.start}); copy it again.") from e
 
 
 def _compile(source: str, directory: Path):
@@ -135,5 +149,5 @@ def _compile(source: str, directory: Path):
   environment.globals["raise_exception"] = raise_exception
   try:
     return environment.from_string(source)
-  except jinja2.TemplateError as e:
+  except (jinja2.TemplateError, SyntaxError, ValueError, RecursionError, MemoryError) as e:
     raise UserError(f"The chat template in {directory} is not valid ({e}); copy it again.") from e

@@ -14,10 +14,10 @@ import sys
 from collections.abc import Sequence
 
 from absl import flags
-from rich.console import Console
 
 from wd_plasticity import cli, commands, ownership, paths
 from wd_plasticity import members as members_lib
+from wd_plasticity.console import Console
 from wd_plasticity.data import prepare
 from wd_plasticity.errors import UserError
 from wd_plasticity.files import write_text

@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
+from wd_plasticity.console import Console, Table, text
+from wd_plasticity.plain import visible
 from wd_plasticity.study.plan import Step
 from wd_plasticity.study.records import DONE, FAILED, WAITING
 from wd_plasticity.training.progress import format_seconds
@@ -46,7 +47,7 @@ class LiveTable:
   def _line(self, line: str) -> None:
     """Writes a line where there is no table."""
     if self._live is None:
-      self._console.file.write(line + "\n")  # past rich, which would wrap it at 80 columns
+      self._console.file.write(visible(line) + "\n")  # past rich, which would wrap it at 80 columns
       self._console.file.flush()
 
   def _render(self) -> Group:
@@ -112,7 +113,7 @@ class Display(LiveTable):
                + (f": {message}" if message else ""))
 
   def print(self, line: str) -> None:
-    self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+    self._console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
 
   @property
   def seconds_left(self) -> float | None:
@@ -169,5 +170,5 @@ class Display(LiveTable):
     table.add_column("", no_wrap=True)
     table.add_column("", ratio=1, no_wrap=True, overflow="ellipsis")
     for name, state in self._state.items():
-      table.add_row(name, Text(state, _STYLES[state]), Text(self._note[name]))
+      table.add_row(name, Text(state, _STYLES[state]), text(self._note[name]))
     return Group(table, ProgressBar(total=1.0, completed=self.fraction()), Text(self.summary()))

@@ -17,10 +17,8 @@ line or row, counted from 1, or the TFDS split and position; `_folder` the name 
 file's folder.
 """
 
-import codecs
 import dataclasses
 import io
-import json
 import os
 import urllib.parse
 from collections.abc import Iterator
@@ -29,13 +27,13 @@ from typing import IO, Any
 import numpy as np
 import pyarrow.parquet
 
-from wd_plasticity.data import sources
+from wd_plasticity import files
+from wd_plasticity.data import archives, sources
 from wd_plasticity.errors import UserError
 from wd_plasticity.tasks import tables
 
 _POLARITY = (".neg", ".pos")  # of label 0 and 1
 _EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", "", *_POLARITY)
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # "Unicode text" of spreadsheets
 
 Positioned = tuple[int, dict]  # line or row in the file, counted from 1, and what it holds
 
@@ -93,7 +91,7 @@ def rows(spec: str, field: str, notes: list[str] | None = None) -> Iterator[dict
     return
   for file in sources.find_files(path, field, _EXTENSIONS):
     folder = os.path.basename(os.path.dirname(os.path.abspath(file)))
-    with open(file, "rb") as f, sources.reading(file):
+    with sources.reading(file), open(file, "rb") as f:
       for position, row in _read(f, file, columns):
         if not isinstance(row, dict):
           raise UserError(f"{file}, entry {position} is not a JSON object but "
@@ -213,21 +211,21 @@ def _read(f: IO[bytes], path: str, columns: _Columns) -> Iterator[Positioned]:
   f = sources.decompressed(f, compression)
   if kind == ".parquet":
     yield from _parquet_rows(pyarrow.parquet.ParquetFile(
-        io.BytesIO(f.read()) if compression else f))
+        io.BytesIO(archives.whole(f, path, archives.LARGEST_TABLE)) if compression else f))
   elif kind in (".csv", ".tsv"):
-    content = _utf8(f.read(), path)
+    content = sources.decode(archives.whole(f, path), path, utf16=True)
     yield from tables.rows(content, kind, path, columns.by_number, columns.renamed.values())
   elif kind == ".jsonl":
     yield from _json_lines(io.BufferedReader(f), path)
   elif kind == ".json":
-    yield from _json_rows(f.read(), path)
+    yield from _json_rows(archives.whole(f, path), path)
   elif kind in _POLARITY:
     # Not splitlines, which also ends lines at characters of older encodings.
-    content = _decode(f.read()).removesuffix("\n")
+    content = _decode(archives.whole(f, path)).removesuffix("\n")
     for number, line in enumerate(content.split("\n") if content else (), 1):
       yield number, {"text": line.removesuffix("\r"), "label": _POLARITY.index(kind)}
   else:
-    yield from _text_rows(_decode(f.read()), path)
+    yield from _text_rows(_decode(archives.whole(f, path)), path)
 
 
 def _parquet_rows(file: pyarrow.parquet.ParquetFile) -> Iterator[Positioned]:
@@ -241,10 +239,10 @@ def _parquet_rows(file: pyarrow.parquet.ParquetFile) -> Iterator[Positioned]:
 
 
 def _json_lines(lines: IO[bytes], path: str) -> Iterator[Positioned]:
-  for number, line in enumerate(lines, 1):
+  for number, line in enumerate(archives.lines(lines, path), 1):
     if not line.strip():
       continue
-    row = _parse_json(line, f"{path}, line {number}")
+    row = _parse_json(line, path, number)
     if not isinstance(row, dict):
       raise UserError(f"{path}, line {number} is not a JSON object; write one object per line.")
     yield number, row
@@ -266,38 +264,23 @@ def _json_rows(content: bytes, path: str) -> Iterator[Positioned]:
     yield 1, value
 
 
-def _parse_json(content: bytes, shown: str) -> Any:
-  try:
-    return json.loads(_utf8(content, shown))
-  except json.JSONDecodeError as e:
-    raise UserError(f"{shown} is not JSON ({e.msg}: line {e.lineno}, column {e.colno}); check "
-                    "that the file is whole.") from e
-  except (ValueError, RecursionError) as e:  # numbers of thousands of digits, deep nesting
-    raise UserError(f"{shown} holds JSON that cannot be read ({str(e).split(';')[0]}); leave it "
-                    "out.") from e
+def _parse_json(content: bytes, path: str, line: int | None = None) -> Any:
+  """The value of a file, or of one of its lines."""
+  text = sources.decode(content, path, line or 1, utf16=True)
+  shown = path if line is None else f"{path}, line {line}"
+  return sources.parse_json(text, shown, "check that the file is whole")
 
 
 def _json_or_none(content: str | bytes) -> Any:
   try:
-    return json.loads(content)
-  except (ValueError, RecursionError):
+    return files.parse_json(content)
+  except ValueError:
     return None
-
-
-def _utf8(content: bytes, shown: str) -> str:
-  """Text in UTF-8, or in UTF-16 that says so; a UserError that names the line otherwise."""
-  try:
-    return content.decode("utf-16" if content.startswith(_UTF16) else "utf-8-sig")
-  except UnicodeDecodeError as e:
-    line = content[:e.start].count(b"\n") + 1
-    place = "" if ", line " in shown else f", line {line}"
-    raise UserError(f"{shown}{place} is not UTF-8 text (byte {content[e.start]:#04x}); convert "
-                    "the file, for example with iconv.") from e
 
 
 def _decode(content: bytes) -> str:
   try:
-    return _utf8(content, "")
+    return sources.decode(content, "", utf16=True)
   except UserError:
     return content.decode("latin-1")  # older collections, such as 20 Newsgroups
 

@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable
 
 from rich import progress as rich_progress
-from rich.console import Console
 from rich.table import Column
 from rich.text import Text
 
+from wd_plasticity.console import Console, text
 from wd_plasticity.files import write_json
+from wd_plasticity.plain import visible
 
 # Names a file in which a program that runs as a step of a study says how far it is.
 FILE_VARIABLE = "WD_PLASTICITY_PROGRESS_FILE"
@@ -106,7 +107,7 @@ class Progress:
           get_time=self._clock,
           expand=True,
       )
-      self._task = self._bar.add_task(self._description, total=self._total)
+      self._task = self._bar.add_task(visible(self._description), total=self._total)
       self._bar.start()
     return self
 
@@ -151,7 +152,7 @@ class Progress:
   def print(self, line: str) -> None:
     """Prints a line above the bar, or among the plain lines."""
     if self._bar is not None:
-      self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+      self._bar.console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
     elif self._enabled:
       self._write(line)
 
@@ -200,7 +201,7 @@ class Progress:
 
   def _write(self, line: str) -> None:
     # Past rich, which would wrap the line at 80 columns.
-    self._console.file.write(line + "\n")
+    self._console.file.write(visible(line) + "\n")
     self._console.file.flush()
 
 
@@ -213,4 +214,4 @@ class _StatusColumn(rich_progress.ProgressColumn):
     self._owner = owner
 
   def render(self, task: rich_progress.Task) -> Text:
-    return Text(self._owner.status())
+    return text(self._owner.status())

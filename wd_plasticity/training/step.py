@@ -5,6 +5,7 @@ laid on the mesh axis `sweep`; with one member the axis has size 1 and costs not
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -123,16 +124,10 @@ class Program:
     if a == 1:
       (_, aux), grads = grad_fn(params, tokens_BxL)
       return aux, grads
-    # Rows of a micro-batch are taken with stride `a`, so each device keeps its share.
-    micro_AxBxL = tokens_BxL.reshape(-1, a, tokens_BxL.shape[1]).swapaxes(0, 1)
-    def add(total, tokens):
+    def aux_and_grads(tokens):
       (_, aux), grads = grad_fn(params, tokens)
-      return jax.tree.map(jnp.add, total, (aux, grads)), None
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
-                        jax.eval_shape(lambda p, t: (lambda r: (r[0][1], r[1]))(grad_fn(p, t)),
-                                       params, micro_AxBxL[0]))
-    total, _ = jax.lax.scan(add, zero, micro_AxBxL)
-    return jax.tree.map(lambda x: x / a, total)
+      return aux, grads
+    return jax.tree.map(lambda x: x / a, sum_over_micro_batches(aux_and_grads, tokens_BxL, a))
 
   def _objective(self, params, tokens_BxL):
     inputs_BxL, targets_BxL = tokens_BxL[:, :-1], tokens_BxL[:, 1:]
@@ -154,6 +149,23 @@ class Program:
     weights_BxL = jnp.broadcast_to(weights_B[:, None], targets_BxL.shape).astype(jnp.float32)
     ce, _ = self._sums(params, tokens_BxL[:, :-1], targets_BxL, weights_BxL, 0.0)
     return ce, jnp.sum(weights_BxL)
+
+
+def sum_over_micro_batches(fn: Callable, batch: Any, count: int) -> Any:
+  """The sum of what `fn` makes of the micro-batches of a batch, one after another.
+
+  Args:
+    fn: from a micro-batch to a tree of arrays.
+    batch: a tree of arrays [B, ...].
+    count: micro-batches, which divides B. Their rows are taken with this stride, so that
+      each device keeps its share.
+  """
+  micro = jax.tree.map(
+      lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
+  shapes = jax.eval_shape(fn, jax.tree.map(lambda x: x[0], micro))
+  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  add = lambda total, one: (jax.tree.map(jnp.add, total, fn(one)), None)
+  return jax.lax.scan(add, zero, micro)[0]
 
 
 def place_hyper(mesh: Mesh, learning_rates, weight_decays) -> dict:

@@ -5,9 +5,7 @@ Run again at any time, also while members are training:
   python -m wd_plasticity.training.summary --workdir=WORKDIR
 """
 
-import csv
 import dataclasses
-import io
 import json
 import math
 import os
@@ -17,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from wd_plasticity.config import flat_defaults, flatten
+from wd_plasticity.console import Console, Table
 from wd_plasticity.errors import UserError
-from wd_plasticity.files import locked, write_atomically, write_text
+from wd_plasticity.files import locked, parse_json, write_atomically, write_text
+from wd_plasticity.plain import csv_text, visible
 from wd_plasticity.training import checkpoint
 from wd_plasticity.training.metrics import read_metrics
 from wd_plasticity.training.progress import format_count
@@ -62,7 +60,7 @@ def summarise(workdir: str | os.PathLike) -> list[dict]:
   if not workdir.is_dir():
     raise _no_workdir(workdir)
   folders = sorted(p for p in workdir.glob("members/*") if p.is_dir())
-  configs = [flatten(read_json(p / "config.json").get("config", {})) for p in folders]
+  configs = [config_of(p) for p in folders]
   swept = swept_fields(configs)
   rows = [member_row(folder, config, swept)
           for folder, config in zip(folders, configs, strict=True)]
@@ -86,14 +84,37 @@ def read_json(path: Path) -> dict:
     UserError: it is not one.
   """
   try:
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value = parse_json(path.read_bytes())
   except FileNotFoundError:
     return {}
+  except OSError as e:
+    raise UserError(f"{path} cannot be read ({e.strerror}); restore the file or remove it.") from e
   except ValueError:
     value = None
   if not isinstance(value, dict):
     raise UserError(f"{path} does not hold a JSON object; restore the file or remove it.")
   return value
+
+
+def config_of(folder: Path) -> dict:
+  """The flat configuration of a member; empty when it has none.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  path = folder / "config.json"
+  config = read_json(path).get("config", {})
+  config = flatten(config) if isinstance(config, dict) else None
+  if config is None or (config and not _is_member(config)):
+    raise UserError(f"{path} is not the configuration of a member; restore the file or remove it.")
+  return config
+
+
+def _is_member(config: dict) -> bool:
+  """Whether what tells members apart is there and of its types."""
+  decay, seed = config.get("optim.weight_decay"), config.get("seed")
+  return (isinstance(decay, (int, float)) and math.isfinite(decay) and isinstance(seed, int)
+          and not isinstance(config.get("train.steps"), (list, str)))
 
 
 def swept_fields(configs: Sequence[dict]) -> list[str]:
@@ -192,8 +213,11 @@ def total_steps(folder: Path, config: dict) -> int | None:
   Raises:
     UserError: its plan is damaged.
   """
-  return (read_json(folder / "plan.json").get("steps") or config.get("train.steps")
-          or _steps_of_checkpoints(folder / "checkpoints"))
+  planned = read_json(folder / "plan.json").get("steps")
+  if planned is not None and not isinstance(planned, int):
+    raise UserError(f"{folder / 'plan.json'} does not say its steps as a whole number; restore the "
+                    "file or remove it.")
+  return planned or config.get("train.steps") or _steps_of_checkpoints(folder / "checkpoints")
 
 
 def _steps_of_checkpoints(directory: Path) -> int | None:
@@ -277,11 +301,7 @@ def wide_console(width: int = 160) -> Console:
 
 def _csv(rows: Sequence[dict]) -> str:
   columns = list(rows[0]) if rows else ["member", "weight_decay", "seed", "status"]
-  stream = io.StringIO()
-  writer = csv.DictWriter(stream, columns, lineterminator="\n")
-  writer.writeheader()
-  writer.writerows(rows)
-  return stream.getvalue()
+  return csv_text(columns, ([row[name] for name in columns] for row in rows))
 
 
 def _words(field: str) -> str:
@@ -328,17 +348,17 @@ def _print_table(rows: Sequence[dict], console: Console) -> None:
     text = ", ".join(f"{_words(name)} {value:g}" if isinstance(value, float)
                      else f"{_words(name)} {value}" for name, value in best.values.items())
     seeds = f"mean of {len(best.rows)} seeds" if len(best.rows) > 1 else "one seed"
-    console.print(f"Lowest validation loss: {best.loss:.4f} at {text}, {seeds}.",
-                  highlight=False, soft_wrap=True)
+    console.print(visible(f"Lowest validation loss: {best.loss:.4f} at {text}, {seeds}."),
+                  markup=False, highlight=False, soft_wrap=True)
   copied = {r["member"]: r["status"].removeprefix(_COPY) for r in rows
             if r["status"].startswith(_COPY)}
   if copied:
-    console.print(copies_sentence(copied), style="yellow", markup=False, highlight=False,
+    console.print(visible(copies_sentence(copied)), style="yellow", markup=False, highlight=False,
                   soft_wrap=True)
   for r in rows:
     if r["reason"]:
-      console.print(f"{r['member']} {r['status']}: {r['reason']}", style="red", markup=False,
-                    highlight=False, soft_wrap=True)
+      console.print(visible(f"{r['member']} {r['status']}: {r['reason']}"), style="red",
+                    markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,10 @@ from typing import BinaryIO
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
+
+from wd_plasticity.plain import visible
 
 _INK, _FAINT, _ZERO, _BAD = "#222222", "#9a9a9a", "#8c8c8c", "#c0392b"
 _LINES = ("-", "--", ":", "-.")
@@ -41,7 +44,21 @@ def save(rows: Sequence[dict], settings: Sequence, file: BinaryIO) -> None:
     limits = _limits([r["validation_loss"] for r in shown if r["validation_loss"] is not None])
     _draw_by_decay(by_decay, rows, settings, decays, colours, limits)
     _draw_by_training(by_training, rows, colours)
+    as_text(figure)
     figure.savefig(file, format="png")
+
+
+def as_text(figure: Figure) -> None:
+  """Shows the words of a drawing as they are: a pair of dollars is no mathematics.
+
+  The numbers along axes stay as matplotlib writes them.
+  """
+  along_axes = {label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)
+                for label in axis.get_ticklabels(which="both")}
+  for text in figure.findobj(Text):
+    if text not in along_axes:
+      text.set_parse_math(False)
+      text.set_text(visible(text.get_text()))
 
 
 def decay_colours(decays: Sequence[float]) -> dict:
