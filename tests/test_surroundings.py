@@ -22,7 +22,7 @@ from wd_plasticity.data import tokenizers
 from wd_plasticity.evals import results as results_lib
 from wd_plasticity.report import make
 from wd_plasticity.study import records
-from wd_plasticity.training import run_record, sweep
+from wd_plasticity.training import run_record
 from wd_plasticity.training.metrics import MemberMetrics
 from wd_plasticity.training.progress import FILE_VARIABLE, Progress
 
@@ -108,6 +108,8 @@ def _target(member="wd0-seed0"):
 def _metrics(folder):
   with MemberMetrics(folder, "m", 0) as metrics:
     metrics.write(1, {"train/loss": 1.0})
+    metrics.write_speed(1, {"mfu": 1.0})
+    metrics.sync()
 
 
 def _progress(folder):
@@ -159,8 +161,6 @@ PLACES = {
         "config.json"),
     "plan": (lambda f: files.write_json(f / "members" / "m" / "plan.json", {}), "plan.json"),
     "tokenizer": (_tokenizer, "tok"),
-    "members at once": (lambda f: sweep._remember(f / "members_at_once.json", "k", 1),
-                        "members_at_once"),
     "metrics": (_metrics, "metrics.jsonl"),
     "speed": (_metrics, "speed.jsonl"),
     "result": (_result, "item.json"),

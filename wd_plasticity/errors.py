@@ -7,6 +7,7 @@ an exhausted quota are one thing, as are a missing permission and a read-only fi
 import errno
 import os
 import re
+import select
 import sys
 
 from absl import logging
@@ -77,12 +78,15 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 def _nobody_reads() -> bool:
   """Whether what is printed goes into a pipe that nobody reads; then it is thrown away."""
   try:
-    sys.stdout.flush()
+    out = sys.stdout.fileno()
+  except (OSError, ValueError, AttributeError):  # not a file of the system
     return False
-  except OSError:
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    return True
+  pipe = select.poll()
+  pipe.register(out, 0)
+  if not any(event & select.POLLERR for _, event in pipe.poll(0)):
+    return False
+  os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+  return True
 
 
 def exit_with(error: object):

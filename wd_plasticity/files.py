@@ -38,6 +38,17 @@ def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], Any])
     raise
 
 
+@contextlib.contextmanager
+def named(path: str | os.PathLike) -> Iterator[None]:
+  """Has failures of the system say of which file they are; writing into one does not tell."""
+  try:
+    yield
+  except OSError as e:
+    if e.errno is not None and e.filename is None:
+      e.filename = os.fspath(path)
+    raise
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
   """Writes UTF-8 text atomically; halves of surrogate pairs, which it has not, are spelled."""
   write_atomically(path, lambda f: f.write(text.encode("utf-8", "backslashreplace")))

@@ -36,6 +36,7 @@ from pathlib import Path
 from clu import platform
 
 from wd_plasticity.errors import UserError
+from wd_plasticity.files import named
 
 
 def _json_value(value) -> int | float | None:
@@ -175,7 +176,7 @@ class MemberMetrics:
       return
     from tensorboardX import SummaryWriter  # slow to import, and reports do without it
 
-    directory = Path(directory)
+    self._directory = directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     # Before the files, which a refused start must leave as they were.
     self._wandb = _start_wandb(directory, name, project, config) if wandb else None
@@ -194,13 +195,15 @@ class MemberMetrics:
       values: name to number; NumPy and JAX scalars are accepted.
     """
     if self._enabled:
-      self._metrics.write(step, values)
+      with named(self._directory):
+        self._metrics.write(step, values)
       self._write_curves(step, values)
 
   def write_speed(self, step: int, values: Mapping[str, float]) -> None:
     """Appends wall-clock values, which differ from run to run, to speed.jsonl."""
     if self._enabled:
-      self._speed.write(step, values)
+      with named(self._directory):
+        self._speed.write(step, values)
       self._write_curves(step, {f"speed/{name}": value for name, value in values.items()})
 
   def _write_curves(self, step: int, values: Mapping[str, float]) -> None:
@@ -218,8 +221,9 @@ class MemberMetrics:
     Before a checkpoint, which claims it: a mounted bucket gets nothing earlier.
     """
     if self._enabled:
-      self._metrics.sync()
-      self._speed.sync()
+      with named(self._directory):
+        self._metrics.sync()
+        self._speed.sync()
 
   def close(self) -> None:
     """Closes the files and ends the Weights & Biases run."""
