@@ -30,7 +30,6 @@ from wd_plasticity.training import distributed
 
 def main(session: Session) -> None:
   """Evaluates what is not done yet, then prints and draws everything asked for."""
-  finetune_plan.check(session.points)
   work = finetune_plan.waiting(session, finetune_plan.load_splits(session))
   if work:
     Tuning(session).run(work)

@@ -7,7 +7,6 @@ it runs, on which checkpoints, and what is done already is in the session.
 import pathlib
 import shlex
 import signal
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -18,13 +17,14 @@ from absl import flags
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from wd_plasticity import cli, memory
+from wd_plasticity import cli, commands, errors, memory, paths
 from wd_plasticity import members as members_lib
 from wd_plasticity.config import as_json
 from wd_plasticity.data import prepare
 from wd_plasticity.errors import Interrupted, UserError
+from wd_plasticity.evals import checks
 from wd_plasticity.evals import targets as targets_lib
-from wd_plasticity.evals.config import FREE_FIELDS, check_points
+from wd_plasticity.evals.config import FREE_FIELDS
 from wd_plasticity.evals.results import Results
 from wd_plasticity.evals.targets import Target
 from wd_plasticity.models import decoder
@@ -56,7 +56,7 @@ class Session:
     self.config, self.workdir = config, pathlib.Path(workdir)
     self.program = program
     self.points = list(points)
-    check_points(program, self.points)
+    checks.check(program, self.points)
     self.targets, notes = targets_lib.find(
         checkpoints, config.steps, compute_dtype=config.compute_dtype,
         tokenizer_dir=config.tokenizer_dir)
@@ -240,10 +240,8 @@ class Session:
 
   def _prepare(self, target: Target, data: ConfigDict) -> prepare.Prepared:
     where = self.config.cache_dir or self.workdir / "cache"
-    if distributed.is_first():
-      prepare.prepare(data, where, print)
-    distributed.barrier("data are prepared")
-    made = prepare.prepare(data, where, lambda line: None)
+    made = distributed.first_does("data are prepared", lambda: prepare.prepare(data, where, print))
+    made = made or prepare.prepare(data, where, lambda line: None)
     if made.fingerprint != target.meta["data_fingerprint"]:
       raise UserError(f"the data that {target.name} was trained on are not there, and what "
                       f"{data.train or 'the embedded corpus'} holds now is not the same; name the "
@@ -260,7 +258,7 @@ class Session:
 
 def run(program: str, main: Callable[[Session], None]) -> None:
   """Runs an eval program from the command line."""
-  config_flag = cli.define_config_flag()
+  config_flag = cli.define_config_flag(program)
   checkpoints = flags.DEFINE_multi_string(
       "checkpoint", [], "Work directory of a sweep, a member or a step; may be given repeatedly.")
   workdir = flags.DEFINE_string(
@@ -278,16 +276,17 @@ def run(program: str, main: Callable[[Session], None]) -> None:
     if workdir.value is None:
       raise UserError(f"--workdir=FOLDER is missing; results go to FOLDER/evals/{program}.")
     filename, overrides = cli.config_source()
-    if config.get("program") != program:
-      raise UserError(f"{filename} is not a configuration of this program; "
-                      f"--config=configs/{program}.py is one.")
     points = members_lib.expand(config, cli.load_sweep(filename), tuple(overrides), alone=())
+    checks.check(program, points)
+    for point in points:
+      paths.check_config(point.config)
     hardware.keep_freed_memory()
     if config.mesh.cpu_devices:
       jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
     line = distributed.initialise(config.distributed)
     signal.signal(signal.SIGTERM, _stop)
-    command = shlex.join(["python", "-m", f"wd_plasticity.evals.{program}", *sys.argv[1:]])
+    command = shlex.join(["python", *commands.words(
+        f"wd_plasticity.evals.{program}", ("config", "checkpoint", "workdir", "replace"))])
     session = Session(program, config, checkpoints.value, workdir.value, command=command,
                       points=points, replace=replace.value)
     session.print(line)
@@ -304,8 +303,7 @@ def execute(session: Session, main: Callable[[Session], None]) -> None:
   try:
     session.results.directory.mkdir(parents=True, exist_ok=True)
   except OSError as e:
-    raise UserError(f"--workdir={session.workdir} cannot be written to ({e.strerror}); give a "
-                    "folder that can.") from e
+    raise UserError(f"{errors.describe(e, session.workdir)}.") from e
   # Hand-written kernels find the mesh by its context, see models/attention.py.
   with jax.set_mesh(session.mesh):
     try:
