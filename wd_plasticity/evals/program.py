@@ -301,7 +301,7 @@ def run(program: str, main: Callable[[Session], None]) -> None:
 def execute(session: Session, main: Callable[[Session], None]) -> None:
   """Runs an eval program in a session and collects its results."""
   try:
-    session.results.directory.mkdir(parents=True, exist_ok=True)
+    session.results.open()
   except OSError as e:
     raise UserError(f"--workdir={session.workdir} cannot be written to ({e.strerror}); give a "
                     "folder that can.") from e
