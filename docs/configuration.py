@@ -9,7 +9,7 @@ import io
 import pathlib
 import tokenize
 
-from wd_plasticity import config
+from wd_plasticity import config, limits
 from wd_plasticity.config import flatten
 from wd_plasticity.evals import config as evals_config
 from wd_plasticity.files import write_text
@@ -19,8 +19,9 @@ _HEAD = """# Configuration
 
 This page is made from the code. Every field can be set in a config file
 (`config.optim.weight_decay = 0.3`), by `sweep(add)`, and on the command line
-(`--config.optim.weight_decay=0.3`). A field keeps the type of its default. Lengths are strings:
-`'10%'` of training, `'200 steps'` or `'1e6 tokens'`.
+(`--config.optim.weight_decay=0.3`). No other fields are taken, and a field keeps the type of its
+default. What a number can be stands behind it: `[0, 1)` are those from 0 to below 1. Lengths are
+strings: `'10%'` of training, `'200 steps'` or `'1e6 tokens'`.
 """
 
 
@@ -36,17 +37,17 @@ def page() -> str:
   comments = field_comments(config)
   parts = [_HEAD, "## Pretraining\n\nOf `wd_plasticity.main` and `wd_plasticity.study`; "
            "`default_config()` in `wd_plasticity/config.py`.\n",
-           *_sections(config.default_config(), comments)]
+           *_sections(config.default_config(), comments, "")]
   shared = evals_config.shared_config("").to_dict()
   parts += ["## Eval programs\n\nFields that all of them have; `wd_plasticity/evals/config.py`. "
             "`mesh` and `distributed` are as above.\n",
             _table({k: v for k, v in shared.items() if not isinstance(v, dict)},
-                   comments | field_comments(evals_config, "shared_config"))]
+                   comments | field_comments(evals_config, "shared_config"), programs()[0])]
   for program in programs():
     made = getattr(evals_config, f"{program}_config")()
     own = {k: v for k, v in made.to_dict().items() if k not in shared and k != "sources"}
-    parts += [f"## {program}\n",
-              *_sections(own, comments | field_comments(evals_config, f"{program}_config"), "###")]
+    said = comments | field_comments(evals_config, f"{program}_config")
+    parts += [f"## {program}\n", *_sections(own, said, program)]
     if "sources" in made:
       parts.append("Files of task TASK: `sources.TASK.SPLIT`, see [tasks](#tasks).\n")
   parts += ["## Tasks\n\nNames for `tasks`; the splits in parentheses are fields of "
@@ -66,21 +67,23 @@ def programs() -> list[str]:
           and name.endswith("_config") and name != "shared_config"]
 
 
-def _sections(values, comments, heading="###") -> list[str]:
+def _sections(values, comments, program: str) -> list[str]:
   values = values if isinstance(values, dict) else values.to_dict()
-  parts = [_table({k: v for k, v in values.items() if not isinstance(v, dict)}, comments)]
+  parts = [_table({k: v for k, v in values.items() if not isinstance(v, dict)}, comments, program)]
   for name, section in values.items():
     if isinstance(section, dict):
-      parts += [f"{heading} `{name}`\n", _table(flatten(section, f"{name}."), comments)]
+      parts += [f"### `{name}`\n", _table(flatten(section, f"{name}."), comments, program)]
   return [p for p in parts if p]
 
 
-def _table(fields, comments) -> str:
+def _table(fields, comments, program: str) -> str:
   if not fields:
     return ""
   lines = ["| field | default | |", "|---|---|---|"]
   for field, value in fields.items():
     said = comments.get(field) or comments.get(".".join(field.split(".")[-2:]), "")
+    if said and (limit := limits.limit_of(field, program)):
+      said += f" `{limit.text}`"
     lines.append(f"| `{field}` | `{value!r}` | {said.replace('|', chr(92) + '|')} |")
   return "\n".join(lines) + "\n"
 

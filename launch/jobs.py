@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from wd_plasticity import members as members_lib
 from wd_plasticity.members import Member
-from wd_plasticity.plan import make_plan
+from wd_plasticity.plan import check_fields, make_plan
 from wd_plasticity.study.plan import PRETRAINING, REPORT, Eval
 
 # Exit statuses of a job (wd_plasticity/errors.py).
@@ -110,6 +110,8 @@ def check(launch: Launch) -> None:
   for members, _ in _chunks(launch):
     sizes = _override(members[0].config, _sweep_axis(launch, len(members)))
     make_plan(sizes, launch.devices_per_job or 1, len(members))
+    for member in members:  # what they do not share, such as seeds
+      check_fields(member.config)
 
 
 def _launched(launch: Launch) -> list[Member]:

@@ -15,6 +15,8 @@ from launch.cloud import MOUNTS
 HOME = '"$HOME/wd_plasticity"'
 RUNNING, LOST = "running", "lost"
 BYTES_PER_POLL = 200_000
+# A release, which does not change, and not whatever is the newest: it is run on the machines.
+_UV = "https://github.com/astral-sh/uv/releases/download/0.13.8/uv-installer.sh"
 
 # A process id of before a reboot means nothing.
 _ALIVE = """\
@@ -60,7 +62,7 @@ def install(source: Source, bucket: str, setup: str) -> str:
       "rm -rf code venv installed", fetch,
       # The images of TPU VMs come with an older Python than is needed.
       'export PATH="$HOME/.local/bin:$PATH"',
-      "command -v uv > /dev/null || curl -fsSL https://astral.sh/uv/install.sh | sh",
+      f"command -v uv > /dev/null || curl -fsSL {_UV} | sh",
       "uv venv --quiet --python 3.12 venv",
       "uv pip install --quiet --python venv/bin/python -r code/requirements.lock 'jax[tpu]'",
       "uv pip install --quiet --python venv/bin/python --no-deps -e code",

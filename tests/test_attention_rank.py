@@ -270,7 +270,7 @@ def test_again_does_nothing_and_other_settings_are_refused(ranked, trained, monk
 
 @pytest.mark.parametrize("fields, words", [
     ({"threshold": 0.0}, "threshold=0.0 must be above 0"), ({"threshold": 1.5}, "at most 1"),
-    ({"power": 3}, "power=3 must be 1")])
+    ({"power": 3}, "power=3 must be at least 1 and at most 2")])
 def test_wrong_fields(trained, tmp_path, fields, words):
   with pytest.raises(UserError, match=words):
     run(trained, tmp_path, **fields)

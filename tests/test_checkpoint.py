@@ -23,7 +23,12 @@ from wd_plasticity.errors import UserError
 from wd_plasticity.training import checkpoint
 from wd_plasticity.training.checkpoint import MemberCheckpoints, open_checkpoint
 
-META = {"config": {"optim": {"weight_decay": 0.1}}, "tokens": 4096}
+META = {"config": {"name": "x", "seed": 3, "model": {}, "optim": {"weight_decay": 0.1},
+                   "train": {"steps": 9, "tokens_per_parameter": 0.0, "global_batch_size": 8},
+                   "data": {"sequence_length": 32}},
+        "member": "wd0.1", "tokens": 4096, "steps": 9, "weight_decay": 0.1,
+        "parameters": {"total": 100}, "model": {"vocab_size": 257},
+        "tokenizer_fingerprint": "", "data_fingerprint": ""}
 
 
 def make_state(fill=None, size=24):
@@ -91,7 +96,7 @@ def test_every_bit_comes_back(tmp_path):
   assert bits(got[:2]) == bits((params, opt_state))
   assert jax.tree.structure(got[:2]) == jax.tree.structure((params, opt_state))
   assert got[2] == position
-  assert got[3] == {**META, "step": 5, "format": checkpoint.FORMAT,
+  assert got[3] == {**META, "step": 5, "format": checkpoint.FORMAT, "checksums": "sha256",
                     "format_version": checkpoint.FORMAT_VERSION, "code_version": "0.1.0"}
   assert checkpoints.read_meta(5) == got[3]
   alone = open_checkpoint(tmp_path / "c" / "5").load_params()
@@ -232,8 +237,8 @@ def test_every_damaged_file_is_noticed_or_harmless(tmp_path):
       except UserError as e:
         noticed.add(str(name))
         assert checkpoints.latest() in (2, 4)  # 2 when it is seen without reading
-        assert f"{member / 'checkpoints' / '4'} is damaged" in str(e)
-        assert "delete that directory" in str(e) and "goes on from step 2" in str(e)
+        assert f"{member / 'checkpoints' / '4'} is refused" in str(e)
+        assert "take an earlier one (step 2)" in str(e) and "delete" not in str(e)
         assert "\n" not in str(e)
       else:
         assert bits(got[:2]) == bits((params, opt_state)), (name, damage)
@@ -292,7 +297,7 @@ def test_what_is_not_a_checkpoint_gets_one_sentence(stored, tmp_path):
 def test_a_newer_format_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 2)
   checkpoints = write(tmp_path, [1])
-  monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 1)
+  monkeypatch.undo()
   state = [abstract(t) for t in make_state(1)]
   for read in (lambda: open_checkpoint(tmp_path), lambda: checkpoints.restore(1, *state)):
     with pytest.raises(UserError, match="format 2 .*reads up to 1; update wd_plasticity"):
@@ -411,7 +416,7 @@ for step in range(1, 5):  # all members write at the same time
   for member in members:
     member.save(step, *state, {"next_step": step}, META)
 for member in members:
-  member.close()
+  member.wait()
   assert member.latest() == 4
   if jax.process_index() == 0:  # which deletes; the others may still see what goes
     assert member.steps() == [2, 4], member.steps()

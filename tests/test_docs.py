@@ -85,7 +85,7 @@ def test_the_reference_describes_every_field(tmp_path):
   undescribed = [line for line in page.splitlines() if re.match(r"\| `.*\|\s*\|$", line)]
   assert not undescribed
   for said in ("| `optim.weight_decay` | `0.1` | lambda", "| `optim.schedule.warmup` | `'10%'` |",
-               "## finetune", "| `gsm8k` |"):
+               " `[0, 2^31)` |", "## finetune", "| `gsm8k` |"):
     assert said in page
   path = tmp_path / "page.md"
   configuration.write(path)

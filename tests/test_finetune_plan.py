@@ -12,8 +12,8 @@ from test_finetuning import MODEL, TEMPLATE, _config, write_task
 from wd_plasticity import members as members_lib
 from wd_plasticity.data.tokenizers import ByteTokenizer
 from wd_plasticity.errors import UserError
+from wd_plasticity.evals import checks, finetune, finetune_plan, finetune_summary
 from wd_plasticity.evals import config as eval_config
-from wd_plasticity.evals import finetune, finetune_plan, finetune_summary
 from wd_plasticity.evals.split_evaluation import SplitEvaluation
 from wd_plasticity.finetuning.batches import ExampleBatches
 from wd_plasticity.finetuning.examples import Template
@@ -50,7 +50,7 @@ def test_a_point_cannot_set_what_is_read_once(field, value, tmp_path):
   config = _config(tmp_path)
   config.cache_dir = config.tokenizer_dir = "y"
   with pytest.raises(UserError, match=f"sets {field}, which is the same for all points; a point"):
-    finetune_plan.check(_points(config, {field: value}))
+    checks.check("finetune", _points(config, {field: value}))
 
 
 def test_every_field_of_finetune_is_a_points_or_is_read_once():
@@ -107,7 +107,7 @@ def test_seeds_share_problems_and_differ_in_order(trained, tmp_path):
             for p in (first, second)]
   assert orders[0] != orders[1]
   with pytest.raises(UserError, match="seed=2147483648 must be .* below 2\\^31"):
-    finetune_plan.check(_points(config, {"seed": 2**31}))
+    checks.check("finetune", _points(config, {"seed": 2**31}))
 
 
 # What is shared.

@@ -26,8 +26,7 @@ def _uneven(n=8):
 
 
 @pytest.mark.parametrize("options", [
-    {}, dict(replay_fraction=0.5, replay_rows=3), dict(lora_rank=2)],
-    ids=["full", "replay", "lora"])
+    dict(replay_fraction=0.5, replay_rows=3), dict(lora_rank=2)], ids=["replay", "lora"])
 def test_micro_batches_have_the_gradient_of_the_batch(options):
   shape = batches.shape_of(iter([_uneven()]), 32, 1)
   assert shape.rows == 8
@@ -35,20 +34,18 @@ def test_micro_batches_have_the_gradient_of_the_batch(options):
   assert batch["weights"].sum(1).max() >= 30 and batch["weights"].sum(1).min() == 1
   params = decoder.init_params(t.MODEL, jax.random.key(0))
   made = []
-  for count in (1, 2, 4, 8):
+  for count in (1, 4):
     program = t._program(t._mesh(), micro_batches=count, **options)
     trained, frozen = params, {}
     if program.uses_lora:
       trained, frozen = program._start_member(params, np.int32(0))["params"], params
     with jax.default_matmul_precision("highest"):
       made.append(jax.jit(program._loss_and_grads)(trained, frozen, batch, RECORDS[0, 0]))
-  (loss, want), *others = made
-  norm = max(float(np.abs(x).max()) for x in jax.tree.leaves(want))
-  for other, grads in others:
-    assert float(other) == pytest.approx(float(loss), rel=1e-6)
-    error = max(float(np.abs(a - b).max())
-                for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(want), strict=True))
-    assert error <= 1e-6 * max(1.0, norm)
+  (loss, want), (other, grads) = made
+  assert float(other) == pytest.approx(float(loss), rel=1e-6)
+  flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+  error = np.linalg.norm(flat(grads) - flat(want)) / np.linalg.norm(flat(want))
+  assert error < 1e-6
   # A mean of means would be another gradient.
   means = [step_lib.response_sums(params, t.MODEL, {k: v[i:i + 1] for k, v in batch.items()})
            for i in (0, 7)]
@@ -62,12 +59,11 @@ def _problems():
 
 
 @pytest.mark.parametrize("options", [
-    {}, dict(micro_batches=2), dict(lora_rank=2), dict(replay_fraction=0.5, replay_rows=3),
-    dict(micro_batches=2, lora_rank=2, replay_fraction=0.5, replay_rows=3)],
-    ids=["packed", "micro-batches", "lora", "replay", "all"])
+    {}, dict(micro_batches=2, lora_rank=2, replay_fraction=0.5, replay_rows=3)],
+    ids=["packed", "micro-batches, LoRA and replay"])
 def test_every_response_and_its_end_is_learnt_once_an_epoch(options, monkeypatch):
   """Counted within the compiled steps, as the loss is given them."""
-  examples, cut = Template("Q: {prompt}\nA:", ByteTokenizer(), 60).examples(_problems())
+  examples, cut = Template("Q: {prompt}\nA:", ByteTokenizer(), 80).examples(_problems())
   assert cut == 1
   seen, replayed = collections.Counter(), []
   real = step_lib.loss.next_token_loss
@@ -119,9 +115,6 @@ def test_examples_longer_than_a_row_are_cut_and_learnt(length):
   for few in (0, 1, SHORTEST - 1):
     with pytest.raises(UserError, match=f"max_length={few} tokens leave none to a prompt"):
       Template("{prompt}", ByteTokenizer(), few)
-  if length == 32:
-    tuned = t._tune(t._mesh(), examples=examples)
-    assert np.isfinite([c["loss"] for c in tuned.curve]).all() and len(tuned.curve) == 4
 
 
 def test_examples_without_prompt_or_response_of_a_tokenizer_that_brings_its_space():

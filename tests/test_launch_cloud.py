@@ -548,3 +548,13 @@ def test_without_xmanager_its_launcher_says_what_to_install():
   said = programs.run("launch.xm", expect=2)
   assert "Traceback" not in said
   assert "error: XManager is not installed here; `pip install -e .[xmanager]`" in said
+
+
+def test_what_is_installed_is_a_release_and_words_are_quoted():
+  from launch import tpu_vm_scripts as scripts
+  script = scripts.install(scripts.Source("a" * 40, "https://x/$(touch ran); y"), "bucket", "")
+  assert re.search(r"curl -fsSL https://github.com/astral-sh/uv/releases/download/\d+\.\d+\.\d+/uv-"
+                   r"installer.sh \| sh", script)
+  assert "git clone --quiet 'https://x/$(touch ran); y' code" in script
+  started = scripts.start("job", ["-m", "x", "$(touch ran)"], {"A": "$(touch ran)"})
+  assert "'$(touch ran)'" in started and 'A=\'$(touch ran)\'' in started

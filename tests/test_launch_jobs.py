@@ -121,7 +121,7 @@ def test_flags_reach_the_jobs(tmp_path, corpus):
   assert about == {"backend": "local", "name": "a b/c", "notes": "it's", "tags": ["t1", "t2"]}
   chosen = [re.findall(r"--sweep_index=\S+", said) for _, said in made[1:3]]
   assert chosen == [["--sweep_index=1"], ["--sweep_index=none"]]
-  mistakes = ["0,7 does not name some of the 2 members", "'nothing'", "'beta2'",
+  mistakes = ["0,7 does not name some of the 2 members", "'optim.nothing'", "'beta2'",
               "{job}, which cannot be filled in", "--members_per_job=0", "--workdir=FOLDER",
               "--config=FILE"]
   for (status, said), sentence in zip(made[3:], mistakes, strict=True):

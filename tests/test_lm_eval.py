@@ -83,6 +83,22 @@ def test_likelihoods_against_whole_logits(text):
     assert text.likelihoods([("ab cd", written)])[0][1]
 
 
+def test_smaller_batches_read_the_same(text, monkeypatch):
+  want = text.likelihoods(PAIRS)
+  monkeypatch.setattr(text, "parts", 64)
+  batches, rows = lm_eval_text.scoring.batches, []
+  monkeypatch.setattr(lm_eval_text.scoring, "batches", lambda *args: (
+      rows.append(len(made[0][0])) or made for made in batches(*args)))
+  got = text.likelihoods(PAIRS)
+  assert max(rows) <= max(8, 4096 // 64 // 32)
+  np.testing.assert_allclose(got, want, atol=1e-4)
+  monkeypatch.undo()
+  contexts = ["ab cd", "x", "one of"]
+  written = text.continuations(contexts, [], Sampling(3))
+  monkeypatch.setattr(text, "parts", 4096)
+  assert text.continuations(contexts, [], Sampling(3)) == written
+
+
 def test_options_of_one_token_are_read_once(text, monkeypatch):
   read = []
   batches = lm_eval_text.scoring.batches

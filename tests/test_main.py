@@ -205,7 +205,7 @@ def test_a_member_that_is_not_finite_fails_alone(finished, corpus, tmp_path):
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["--config.optim.weigth_decay=1"], 'Did you mean "weight_decay"'),
+    (["--config.optim.weigth_decay=1"], "did you mean optim.weight_decay"),
     (["--config.train.steps=many"], "train.steps=many"),
     (["--config.model.num_heads=3"], "num_heads=3 does not divide model.width=16"),
     (["--sweep_index=2"], "2 does not name some of the 2 members, 0 to 1"),

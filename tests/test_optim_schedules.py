@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from wd_plasticity.config import schedule_section
 from wd_plasticity.errors import UserError
-from wd_plasticity.optim.schedules import make_schedule
+from wd_plasticity.optim.schedules import check, make_schedule
 
 
 def section(name, warmup="0%", final_fraction=0.1, decay="20%"):
@@ -105,3 +105,34 @@ def test_decay_longer_than_training_only_matters_to_wsd():
   make_schedule(section("cosine", "10%", decay="500%"), 100, 64, "s")
   with pytest.raises(UserError, match="together longer"):
     make_schedule(section("wsd", "10%", decay="500%"), 100, 64, "s")
+
+
+def test_parts_that_are_rounded_apart_fit():
+  """Warmup and decay that add up to the training fit, however many steps there are."""
+  for total in [*range(1, 400), 9537]:
+    for warmup, decay in (("10%", "90%"), ("33.3%", "66.7%"), ("99.9%", "0.1%"), ("50%", "50%")):
+      f = make_schedule(section("wsd", warmup, 0.0, decay), total, 64, "s")
+      at = -(-total * float(warmup[:-1]) // 100) if total < 50 else None
+      if at:
+        assert float(f(min(int(at), total) - 1)) == 1.0
+    make_schedule(section("wsd", "10%", 0.0, "20%"), total, 64, "s")
+  f = make_schedule(section("wsd", "10%", 0.0, "90%"), 21, 64, "s")  # 3 and 18 of 21 steps
+  values = [float(f(step)) for step in range(21)]
+  assert values[2] == 1.0 and values[-1] == 0.0 and values[3] == pytest.approx(17 / 18)
+  assert float(make_schedule(section("wsd", "10%"), 1, 64, "s")(0)) == 1.0
+  # Tokens of a run that whole steps do not divide.
+  make_schedule(section("wsd", "650 tokens", 0.0, "5800 tokens"), 100, 64, "s")
+  for warmup, decay in (("10%", "90.1%"), ("11 steps", "90 steps"), ("1000 tokens", "5600 tokens")):
+    with pytest.raises(UserError, match="together longer"):
+      make_schedule(section("wsd", warmup, 0.0, decay), 100, 64, "s")
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(name="wsd", warmup="90%", decay="20%"), "110 % of the training is longer"),
+    (dict(warmup="101%"), "101 % of the training"), (dict(warmup="often"), "is not a length"),
+    (dict(name="cos"), "is unknown"), (dict(final_fraction=2.0), "between 0 and 1"),
+])
+def test_what_no_training_can_have(changes, message):
+  check(ConfigDict(dict(section("wsd", "5000 steps", decay="500 steps"))), "s")
+  with pytest.raises(UserError, match=message):
+    check(ConfigDict(dict(section("cosine", "10%")) | changes), "s")

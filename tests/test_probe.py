@@ -232,10 +232,12 @@ def test_texts_that_occur_again_are_counted_and_said(trained, tmp_path):
 
 
 @pytest.mark.parametrize("fields,match", [
-    (dict(tasks=()), "tasks names no task"), (dict(tasks=("sst3",)), "no task 'sst3'"),
+    (dict(tasks=()), "tasks is empty"), (dict(tasks=("sst3",)), "no task 'sst3'"),
     (dict(tasks=("embedded_arithmetic",)), "not one of labelled text"),
     (dict(max_train=-1), "max_train=-1 must"), (dict(held_out=1.0), "held_out=1.0 must"),
-    (dict(inverse_strengths=(0.0,)), "must be positive"), (dict(batch_tokens=0), "batch_tokens=0"),
+    (dict(inverse_strengths=(0.0,)), "and 0.0 is not"),
+    (dict(inverse_strengths=()), "inverse_strengths is empty"),
+    (dict(batch_tokens=0), "batch_tokens=0"),
     (dict(max_train=1), "examples of at least two")])
 def test_mistakes_are_one_sentence(trained, tmp_path, fields, match):
   with pytest.raises(UserError, match=match):

@@ -100,6 +100,9 @@ def test_scores_of_numpy(directory):
   assert done[-1] == len(PAIRS) and done == sorted(set(done)) and len(done) == 3
   np.testing.assert_allclose(model.score(PAIRS[2:3]), expected[2:3], atol=1e-4)
   assert model.score([]).shape == (0,)
+  model.parts = 2  # a row at a time
+  np.testing.assert_allclose(model.score(PAIRS, on_batch=done.append), expected, atol=1e-4)
+  assert len(done) > 6
 
 
 def test_scores_on_a_mesh(directory):

@@ -12,6 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from rich.console import Console
+from test_checkpoint import META
 
 from wd_plasticity.config import default_config
 from wd_plasticity.errors import UserError
@@ -45,7 +46,7 @@ def member(workdir, decay, seed, losses, steps=None, failed_at=None, total=100, 
 def store_checkpoint(folder, step, steps):
   checkpoints = MemberCheckpoints(folder / "checkpoints")
   checkpoints.save(step, {"w": jnp.zeros(2)}, {"m": jnp.zeros(2)}, {"next_step": step},
-                   {"step": step, "steps": steps})
+                   {**META, "steps": steps})
   checkpoints.close()
 
 

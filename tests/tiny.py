@@ -55,13 +55,12 @@ def run(*args, expect=0, **kwargs) -> str:
   return start(*args, **kwargs).finish(expect)
 
 
-def train(corpus, workdir, weight_decays=(0.0, 3.0), steps=12) -> pathlib.Path:
-  """Pretrains tiny members in this process; returns the work directory."""
+def prepared_sweep(corpus, workdir, weight_decays=(0.0, 3.0), steps=12):
+  """(members, plans, prepared) of a sweep of tiny members, with all but their checkpoints there."""
   from wd_plasticity import members as members_lib
   from wd_plasticity.data.prepare import prepare
   from wd_plasticity.plan import make_plan
-  from wd_plasticity.training import run_record, sweep
-  from wd_plasticity.training.loop import StopSignal
+  from wd_plasticity.training import run_record
 
   config = tiny_config(corpus)
   config.mesh.data = 8
@@ -78,7 +77,15 @@ def train(corpus, workdir, weight_decays=(0.0, 3.0), steps=12) -> pathlib.Path:
     run_record.check_member(directory, member.config, data_fingerprint=prepared.fingerprint,
                             tokenizer_fingerprint=prepared.tokenizer_fingerprint)
     prepared.tokenizer.save(directory / "tokenizer")
-  sweep.train([(members, plans, prepared)], workdir, StopSignal())
+  return members, plans, prepared
+
+
+def train(corpus, workdir, stop=None) -> pathlib.Path:
+  """Pretrains tiny members in this process; returns the work directory."""
+  from wd_plasticity.training import sweep
+  from wd_plasticity.training.loop import StopSignal
+
+  sweep.train([prepared_sweep(corpus, workdir)], workdir, stop or StopSignal())
   return workdir
 
 

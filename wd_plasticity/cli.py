@@ -1,10 +1,8 @@
 """Command lines: absl flags and ml_collections configs, with mistakes said in one sentence."""
 
-import importlib.util
-import inspect
-import json
+import itertools
 import os
-import pathlib
+import re
 import signal
 import sys
 import threading
@@ -14,18 +12,43 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from wd_plasticity import errors, paths
+from wd_plasticity import config_file, errors, paths, typed_config
+from wd_plasticity.config import flatten
+from wd_plasticity.config_file import load_function, one_line
 from wd_plasticity.errors import UserError
 
 # Names the end of a pipe that is closed when the program that started this one has ended.
 PARENT_VARIABLE = "WD_PLASTICITY_PARENT_PIPE"
 
 
-def define_config_flag(name: str = "config"):
-  """Defines `--config=FILE[:arguments]`, whose fields are set as `--config.FIELD=VALUE`."""
-  return config_flags.DEFINE_config_file(
-      name, None, "Config file, optionally with arguments: configs/llama2.py:size=1b,tpp=20.",
-      lock_config=True)
+class _Parser(flags.ArgumentParser):
+  """Reads the config file that a flag names, instead of the parser of ml_collections."""
+
+  def __init__(self, program: str):
+    self._program = program
+    self.read = None  # the configuration, before the command line has set fields
+
+  def flag_type(self):
+    return "config file"
+
+  def parse(self, path):
+    self.read = config_file.get_config(path, self._program)
+    return self.read
+
+
+def define_config_flag(program: str = ""):
+  """Defines `--config=FILE[:arguments]`, whose fields are set as `--config.FIELD=VALUE`.
+
+  Args:
+    program: an eval program whose configuration it is; '' for pretraining.
+  """
+  try:
+    holder = config_flags.DEFINE_config_file(
+        "config", None, "Config file, optionally with arguments: configs/llama2.py:size=1b,tpp=20.")
+  except (flags.Error, OSError) as e:  # it looks into a --flagfile at once
+    errors.exit_with(f"the command line cannot be used: {_sentence(e)}")
+  flags.FLAGS["config"].parser = _Parser(program)
+  return holder
 
 
 def run(main: Callable[[Sequence[str]], None], addresses: Collection[str] = ()):
@@ -83,37 +106,66 @@ def _end_with_parent() -> None:
 def _parse(argv):
   if any(a in ("--help", "-help", "--helpfull", "--helpshort") for a in argv):
     # Without this a missing --config would be complained about instead.
-    argv = [a for a in argv if not a.startswith("--config")]
+    argv = [a for a in argv if not a.startswith(("--config", "-config"))]
   try:
     rest = flags.FLAGS(argv)
+    _refuse_repeated(argv[1:])
+    if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
+      typed_config.check(flags.FLAGS["config"].value, "the command line")
   except SystemExit:  # absl has printed the help and would say that this was a failure
+    sys.exit(0)
+  except BrokenPipeError:  # of a help that nobody reads to its end
     sys.exit(0)
   except UserError:
     raise
-  except (AttributeError, KeyError) as e:
-    raise UserError(f"the command line names an unknown config field: {_one_line(e)}") from e
-  except (TypeError, ValueError, flags.Error) as e:
-    raise UserError(f"the command line cannot be used: {_one_line(e)}") from e
-  except BrokenPipeError:  # of a help that nobody reads to its end
-    sys.exit(0)
-  except (OSError, ImportError) as e:
-    raise UserError(f"the config file cannot be opened: {_one_line(e)}") from e
-  except SyntaxError as e:
-    raise UserError(f"the config file {e.filename} has a syntax error in line {e.lineno}.") from e
-  if "config" in flags.FLAGS and flags.FLAGS["config"].present:
-    path = pathlib.Path(config_source()[0].split(":", 1)[0])
-    if not path.is_file():
-      raise UserError(f"there is no config file {path}; configs/ has some.")
+  except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError,
+          MemoryError, OSError, flags.Error) as e:
+    raise UserError(_unknown_field(argv) or
+                    f"the command line cannot be used: {_sentence(e)}") from e
   if len(rest) > 1:
     raise UserError(f"{rest[1]!r} is not a flag; flags start with -- and use =, see --help.")
   return rest
 
 
-def _one_line(e: BaseException) -> str:
-  text = str(e.args[0] if e.args else e)
-  if text[:1] in "'\"" and text[-1:] == text[:1]:  # a KeyError within
-    text = text[1:-1].replace("\\n", " ").replace("\\'", "'")
-  return " ".join(text.split())
+def _refuse_repeated(arguments: Sequence[str]) -> None:
+  """Refuses a flag that is given twice with different values; which is meant cannot be known.
+
+  What a --flagfile sets may be set otherwise beside it.
+  """
+  given = {}
+  for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+    match = re.match(r"--?(no)?([A-Za-z][\w.]*)(=.*)?$", argument, re.DOTALL)
+    if not match:
+      continue
+    no, name, value = match.groups()
+    if name not in flags.FLAGS:
+      no, name = None, f"{no or ''}{name}"
+    if name in flags.FLAGS and not isinstance(flags.FLAGS[name], flags.MultiFlag):
+      value = value or (f"={following}" if following[:1] != "-" and not no else "")
+      if given.setdefault(name, (no, value)) != (no, value):
+        raise UserError(f"--{name} is given twice, with different values; give it once.")
+
+
+def _unknown_field(argv: Sequence[str]) -> str:
+  """The sentence on a --config.FIELD that is not known, or has no --config; '' when all is well."""
+  fields = [a for a in argv[1:] if re.match(r"--?(no)?config\.", a)]
+  if "config" not in flags.FLAGS or not fields:
+    return ""
+  config = flags.FLAGS["config"].parser.read
+  if config is None:
+    return f"--config=FILE is missing; it comes before {fields[0]}, which sets a field of it."
+  known = flatten(config.to_dict())
+  sections = {field.rpartition(".")[0] for field in known}
+  for argument in fields:
+    match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+    if match[1] not in known and match[1] not in sections:
+      return f"--config.{match[1]}: {typed_config.unknown_field(match[1], known)}"
+  return ""
+
+
+def _sentence(e: BaseException) -> str:
+  text = one_line(str(e.args[0] if e.args else e)) or type(e).__name__
+  return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def config_source(name: str = "config") -> tuple[str, dict]:
@@ -122,37 +174,34 @@ def config_source(name: str = "config") -> tuple[str, dict]:
   return config_flags.get_config_filename(flag), config_flags.get_override_values(flag)
 
 
-def load_function(filename: str, name: str) -> Callable | None:
-  """A function of a config file, such as `sweep(add)`; None when it declares none."""
-  path = pathlib.Path(filename.split(":", 1)[0])
-  spec = importlib.util.spec_from_file_location(f"_{name}_of_{path.stem}", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return getattr(module, name, None)
-
-
 def load_sweep(filename: str) -> Callable | None:
   """The function `sweep(add)` of a config file, or None when it declares none.
 
   One that is declared as `sweep(add, arguments)` is given the config's arguments too.
   """
   sweep = load_function(filename, "sweep")
-  if sweep is None or len(inspect.signature(sweep).parameters) < 2:
+  _, argument = config_file.split(filename)
+  if sweep is None or argument is None:
     return sweep
-  _, colon, arguments = filename.partition(":")
-  return lambda add: sweep(add, arguments if colon else None)
+  return lambda add: sweep(add, argument)
+
+
+_BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 
 
 def parse_arguments(text: str | None, **defaults):
   """Typed arguments of a config file: 'size=1b,tpp=20' with the types of `defaults`."""
-  values = dict(defaults)
+  values, given = dict(defaults), set()
   for item in filter(None, (text or "").split(",")):
     key, _, value = item.partition("=")
     if key not in defaults:
       raise UserError(f"config argument {key!r} is not known; known are {', '.join(defaults)}.")
+    if key in given:
+      raise UserError(f"config argument {key} is given twice; give it once.")
+    given.add(key)
     kind = type(defaults[key])
     try:
-      values[key] = json.loads(value.lower()) if kind is bool else kind(value)
-    except ValueError as e:
+      values[key] = _BOOLEANS[value.lower()] if kind is bool else kind(value)
+    except (KeyError, ValueError) as e:
       raise UserError(f"config argument {key}={value!r} is not of type {kind.__name__}.") from e
   return values

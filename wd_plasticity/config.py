@@ -1,8 +1,8 @@
 """The default configuration of a pretraining run, and the lengths written in it.
 
-A config file starts from `default_config()` and changes fields. Every field is
-typed by its default; a length is a string: '10%' of training, '200 steps' or
-'1e6 tokens'.
+A config file starts from `default_config()` and changes fields; no other fields are taken
+(typed_config.py). Every field is typed by its default; what its number can be says limits.py.
+A length is a string: '10%' of training, '200 steps' or '1e6 tokens'.
 """
 
 import functools
@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from wd_plasticity.errors import UserError
+from wd_plasticity.typed_config import Config, declares, plain
 
 
 def schedule_section(name: str, warmup: str, final_fraction: float) -> ConfigDict:
@@ -27,9 +28,10 @@ def schedule_section(name: str, warmup: str, final_fraction: float) -> ConfigDic
   ))
 
 
+@declares("")
 def default_config() -> ConfigDict:
   """A small Llama-2 on the embedded corpus; every known field with its default."""
-  c = ConfigDict()
+  c = Config()
   c.name = ""  # shown in logs and plots
   c.seed = 0  # of the initialisation and of the data order
 
@@ -140,19 +142,39 @@ def default_config() -> ConfigDict:
   return c
 
 
-def parse_length(text: str, total_steps: int, tokens_per_step: int, field: str) -> int:
-  """Steps meant by a length such as '10%', '200 steps' or '1e6 tokens' (rounded up)."""
+def parse_length(text: str, total_steps: int, tokens_per_step: int, field: str, *,
+                 least: int = 0) -> int:
+  """Steps meant by a length such as '10%', '200 steps' or '1e6 tokens' (rounded up).
+
+  Args:
+    text: the length.
+    total_steps: of the whole training.
+    tokens_per_step: to read lengths in tokens.
+    field: where it stands in the configuration, for messages.
+    least: 1 for an interval, which cannot be 0.
+
+  Raises:
+    UserError: it is not a length, or 0 where it cannot be.
+  """
+  steps = exact_length(text, total_steps, tokens_per_step, field)
+  if least and not steps:
+    raise UserError(f"{field}={text!r} must be above 0; write '100%' for once, at the end.")
+  return max(least, math.ceil(steps - 1e-9))
+
+
+def exact_length(text: str, total_steps: int, tokens_per_step: int, field: str) -> float:
+  """As `parse_length`, but not rounded to whole steps."""
   words = text.strip().lower()
   units = {"%": total_steps / 100, "steps": 1.0, "step": 1.0, "tokens": 1.0 / tokens_per_step}
   for unit, scale in units.items():
     if words.endswith(unit):
       try:
         value = float(words.removesuffix(unit)) * scale
-      except ValueError:
+      except (ValueError, OverflowError):
         break
       if not math.isfinite(value) or value < 0:
         break
-      return math.ceil(value - 1e-9)
+      return value
   raise UserError(
       f"{field}={text!r} is not a length; write it like '10%', '200 steps' or '1e6 tokens'.")
 
@@ -161,7 +183,7 @@ def as_json(value: Any) -> Any:
   """The value with JSON's types: dicts, lists (also for tuples), numbers, strings, None."""
   if isinstance(value, ConfigDict):
     value = value.to_dict()
-  return json.loads(json.dumps(value))
+  return json.loads(json.dumps(plain(value)))
 
 
 @functools.cache

@@ -93,25 +93,34 @@ def read_json(path: str | os.PathLike, what: str, advice: str,
     FileNotFoundError: there is no such file.
     UserError: it cannot be read, is not JSON, or lacks a field.
   """
-  def wrong(why):
-    return UserError(f"{path} is not {what} ({why}); {advice}.")
   try:
     value = parse_json(Path(path).read_bytes())
   except FileNotFoundError:
     raise
   except OSError as e:
-    raise wrong(e.strerror) from e
+    raise _wrong(path, what, e.strerror, advice) from e
   except ValueError as e:
-    raise wrong(f"it {e}") from e
-  if fields is not None and not isinstance(value, dict):
-    raise wrong("not an object")
-  for name, kind in (fields or {}).items():
+    raise _wrong(path, what, f"it {e}", advice) from e
+  if fields is not None:
+    check_fields(value, path, what, advice, fields)
+  return value
+
+
+def check_fields(value: Any, path: str | os.PathLike, what: str, advice: str,
+                 fields: Mapping[str, type | tuple[type, ...]]) -> None:
+  """Raises UserError, as `read_json`, when a value of a file is no object with these fields."""
+  if not isinstance(value, dict):
+    raise _wrong(path, what, "not an object", advice)
+  for name, kind in fields.items():
     if name not in value:
-      raise wrong(f"it has no {name!r}")
+      raise _wrong(path, what, f"it has no {name!r}", advice)
     # JSON's true and false are numbers to Python.
     if not isinstance(value[name], kind) or (isinstance(value[name], bool) and kind is not bool):
-      raise wrong(f"its {name!r} is of the wrong type")
-  return value
+      raise _wrong(path, what, f"its {name!r} is of the wrong type", advice)
+
+
+def _wrong(path, what, why, advice) -> UserError:
+  return UserError(f"{path} is not {what} ({why}); {advice}.")
 
 
 @contextlib.contextmanager
@@ -175,3 +184,50 @@ def _say_without_locks(path: str, reason: str) -> None:
     print(f"note: the file system of {path} has no locks ({reason}), so two runs in one work "
           "directory cannot be told apart there; start only one at a time.", file=sys.stderr,
           flush=True)
+
+
+def is_plain_name(text: Any) -> bool:
+  """Whether a text can be one name in a folder: no path, nothing hidden, nothing unprintable."""
+  return (isinstance(text, str) and text.isprintable() and 0 < len(os.fsencode(text)) <= 200
+          and not text.startswith(".") and "/" not in text and "\\" not in text)
+
+
+def check_place(folder: str | os.PathLike) -> None:
+  """Refuses a folder in which checkpoints cannot be kept.
+
+  Raises:
+    UserError: a backslash is in its path: TensorStore, which writes the arrays, takes it for a
+      slash, and they would lie elsewhere.
+  """
+  if "\\" in os.path.abspath(folder):
+    raise UserError(f"{os.path.abspath(folder)} has a backslash in its path, with which "
+                    "checkpoints cannot be written or read; give a folder without.")
+
+
+class HeldFolder:
+  """A folder that must stay where it was when this was made."""
+
+  def __init__(self, path: str | os.PathLike):
+    self.path = Path(path).absolute()
+    # Open, so that no other folder can be taken for this one by its number.
+    self._open = os.open(self.path, os.O_RDONLY)
+
+  def is_there(self) -> bool:
+    if self._open is None:  # closed
+      return self.path.is_dir()
+    try:
+      return os.path.samestat(os.fstat(self._open), os.stat(self.path))
+    except OSError:
+      return False
+
+  def check(self) -> None:
+    """Raises UserError when it was moved, deleted or replaced."""
+    if not self.is_there():
+      raise UserError(f"{self.path} was moved or deleted while the run was under way; bring it "
+                      "back and run the same command again, which goes on from its last "
+                      "checkpoint.")
+
+  def close(self) -> None:
+    if self._open is not None:
+      os.close(self._open)
+      self._open = None

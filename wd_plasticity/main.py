@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from wd_plasticity import cli, ownership, paths
 from wd_plasticity import members as members_lib
+from wd_plasticity.data.prepare import check as check_data
 from wd_plasticity.data.prepare import prepare
 from wd_plasticity.errors import UserError
 from wd_plasticity.files import write_json
@@ -52,6 +53,9 @@ def main(argv: Sequence[str]):
   plans = [[make_plan(m.config, jax.device_count(), config.sweep.members_at_once or 1)
             for m in group] for group in groups]
   if _DRY_RUN.value:
+    for group in groups:
+      if group[0].config.data.train:  # a plan can be made before files are named
+        check_data(group[0].config.data)
     print(line)
     for group, group_plans in zip(groups, plans, strict=True):
       print(describe(group[0], group_plans[0], len(group)))
@@ -124,8 +128,8 @@ def _prepare(config: ConfigDict, workdir: pathlib.Path):
   """Prepared data; the first process makes them, the others then find them in the cache."""
   cache = pathlib.Path(config.data.cache_dir or workdir / "cache")
   prepared = distributed.first_does("data are prepared",
-                                    lambda: prepare(config.data, cache, print))
-  return prepared or prepare(config.data, cache, lambda line: None)
+                                     lambda: prepare(config.data, cache, print))
+  return prepared or prepare(config.data, cache, lambda line: None, verify=False)
 
 
 def _show_cpu_devices(config: ConfigDict):

@@ -19,7 +19,7 @@ from typing import Any
 # tags, and halves of surrogate pairs, which cannot be written at all.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
                      "\ud800-\udfff\U000e0000-\U000e007f]")
-_FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # the last four: their wide forms
+_FORMULA = tuple("=+-@\t\n\uff1d\uff0b\uff0d\uff20")  # the last four: their wide forms
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(inf|nan)", re.ASCII)
 
 
@@ -40,13 +40,15 @@ def _spelled(match: re.Match) -> str:
 
 
 def cell(value: Any) -> Any:
-  """A value as a table keeps it: text that a spreadsheet would compute gets a quote before it.
+  """A value as a table keeps it: text as of `visible`, that a spreadsheet does not compute.
 
-  Numbers stay numbers, also those that are given as text.
+  What would be a formula gets a quote before it. Numbers stay numbers, also those that are
+  given as text.
   """
   if not isinstance(value, str) or _NUMBER.fullmatch(value):
     return value
-  return f"'{value}" if value.lstrip(" ").startswith(_FORMULA) else value
+  shown = visible(value)  # a return alone would end a row
+  return f"'{shown}" if shown.lstrip(" ").startswith(_FORMULA) else shown
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence]) -> str:

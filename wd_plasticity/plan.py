@@ -13,14 +13,15 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from wd_plasticity import memory
+from wd_plasticity import limits, memory
 from wd_plasticity.config import parse_length
-from wd_plasticity.data import tokenizers
+from wd_plasticity.data import documents, tokenizers
 from wd_plasticity.errors import UserError
 from wd_plasticity.members import Member
 from wd_plasticity.models import attention, decoder, flops
 from wd_plasticity.models.config import ModelConfig
 from wd_plasticity.optim import adamw, groups
+from wd_plasticity.training import distributed
 from wd_plasticity.training import mesh as mesh_lib
 
 
@@ -59,7 +60,7 @@ class Plan:
 
 def make_plan(config: ConfigDict, num_devices: int, members_at_once: int = 1) -> Plan:
   """Derives the plan of a member, or raises a UserError that says what cannot be."""
-  _check_fields(config)
+  check_fields(config)
   model = ModelConfig.from_section(config.model, _tokenizer_size(config))
   chosen = attention.choose(
       model.attention, length=config.data.sequence_length, head_dim=model.head_dim,
@@ -67,18 +68,20 @@ def make_plan(config: ConfigDict, num_devices: int, members_at_once: int = 1) ->
   mesh = _check_mesh(config, model, num_devices)
   parameters = flops.count_parameters(model)
   tokens_per_step = config.train.global_batch_size * config.data.sequence_length
-  steps = config.train.steps
-  if not steps:
-    if config.train.tokens_per_parameter <= 0:
-      raise UserError("either train.steps or train.tokens_per_parameter must be positive.")
-    steps = math.ceil(config.train.tokens_per_parameter * parameters["total"] / tokens_per_step)
+  steps = _num_steps(config, parameters["total"])
   def length(field, section, name):
-    return max(1, parse_length(section[name], steps, tokens_per_step, field))
+    return parse_length(section[name], steps, tokens_per_step, field, least=1)
   shapes = decoder.param_shapes(model)
   mesh_lib.check_parameters(shapes, mesh)
   group_of = groups.assign_groups(shapes, config.optim.decay.rules)
   multipliers = groups.decay_multipliers(config.optim.decay, group_of)
   optimizer = adamw.from_section(config.optim, group_of, steps, tokens_per_step)
+  with np.errstate(over="ignore"):
+    decays = np.array([config.optim.weight_decay * multipliers[g] for g in optimizer.group_names],
+                      np.float32)
+  if not np.isfinite(decays).all():
+    raise UserError(f"optim.weight_decay={config.optim.weight_decay} times the largest of "
+                    "optim.decay.multipliers must be a number that float32 holds.")
   needed = memory.Pretraining(
       model, mesh, rows=config.train.global_batch_size, length=config.data.sequence_length,
       attention=chosen, accumulate_steps=config.train.accumulate_steps,
@@ -91,8 +94,7 @@ def make_plan(config: ConfigDict, num_devices: int, members_at_once: int = 1) ->
       memory=needed, memory_bytes=needed.parts(members_at_once),
       decay_table=tuple(groups.decay_table(shapes, group_of, config.optim.weight_decay,
                                            multipliers)),
-      decays=np.array([config.optim.weight_decay * multipliers[g] for g in optimizer.group_names],
-                      np.float32),
+      decays=decays,
       timescale=adamw.timescale(config.optim.learning_rate, config.optim.weight_decay,
                                 config.optim.decay.convention, steps, tokens_per_step),
       log_every=length("train.log_every", config.train, "log_every"),
@@ -101,33 +103,33 @@ def make_plan(config: ConfigDict, num_devices: int, members_at_once: int = 1) ->
       keep_steps=tuple(max(1, round(f * steps)) for f in config.checkpoint.keep_at))
 
 
-def _check_fields(config: ConfigDict):
-  o, t, d = config.optim, config.train, config.data
-  def need(ok, field, value, what):
-    if not ok:
-      raise UserError(f"{field}={value} must be {what}.")
-  need(o.weight_decay >= 0 and math.isfinite(o.weight_decay), "optim.weight_decay",
-       o.weight_decay, "zero or positive")
-  need(o.learning_rate > 0 and math.isfinite(o.learning_rate), "optim.learning_rate",
-       o.learning_rate, "positive")
-  for name in ("beta1", "beta2"):
-    need(0 <= o[name] < 1, f"optim.{name}", o[name], "at least 0 and below 1")
-  need(o.eps > 0, "optim.eps", o.eps, "positive")
-  need(o.clip_norm >= 0, "optim.clip_norm", o.clip_norm, "positive, or 0 for no clipping")
-  need(t.steps >= 0, "train.steps", t.steps, "positive, or 0 to derive it")
-  need(t.z_loss >= 0, "train.z_loss", t.z_loss, "zero or positive")
-  for name in ("global_batch_size", "accumulate_steps", "eval_sequences"):
-    need(t[name] > 0, f"train.{name}", t[name], "positive")
-  need(d.sequence_length > 0, "data.sequence_length", d.sequence_length, "positive")
-  for name in ("validation_fraction", "train_subset_fraction"):
-    need(0 < d[name] < 1, f"data.{name}", d[name], "between 0 and 1")
-  need(config.seed >= 0, "seed", config.seed, "zero or positive")
-  need(config.checkpoint.keep_latest >= 1, "checkpoint.keep_latest",
-       config.checkpoint.keep_latest, "at least 1")
-  for f in config.checkpoint.keep_at:
-    need(0 < f <= 1, "checkpoint.keep_at", f, "fractions of training, above 0 and at most 1")
-  need(config.sweep.members_at_once >= 0, "sweep.members_at_once", config.sweep.members_at_once,
-       "positive, or 0 to measure it")
+def check_fields(config: ConfigDict) -> None:
+  """Refuses fields that mean nothing, whatever model, data and devices they are for.
+
+  Raises:
+    UserError: with the field and what it can be.
+  """
+  limits.check(config)
+  mesh_lib.check_axes(config.mesh)
+  limits.choose("data.source", config.data.source, ("embedded", "files", "tfds"))
+  limits.choose("distributed.mode", config.distributed.mode, distributed.MODES)
+  documents.compile_strip(config.data.strip)
+  if config.data.tokenizer.kind == "bpe" and config.data.tokenizer.vocab_size < 257:
+    raise UserError(f"data.tokenizer.vocab_size={config.data.tokenizer.vocab_size} is too small; "
+                    "bpe needs at least 257, one for every byte and one for the end.")
+
+
+def _num_steps(config: ConfigDict, parameters: int) -> int:
+  if config.train.steps:
+    return config.train.steps
+  if not config.train.tokens_per_parameter:
+    raise UserError("either train.steps or train.tokens_per_parameter must be positive.")
+  tokens = config.train.tokens_per_parameter * parameters
+  steps = math.ceil(tokens / (config.train.global_batch_size * config.data.sequence_length))
+  if steps not in (limit := limits.limit_of("train.steps")):
+    raise UserError(f"train.tokens_per_parameter={config.train.tokens_per_parameter:g} makes "
+                    f"{steps:,} steps, which must be {limit}; use larger batches.")
+  return steps
 
 
 def _tokenizer_size(config: ConfigDict) -> int:

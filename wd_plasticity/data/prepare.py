@@ -13,12 +13,12 @@ neighbouring records share no token. What is left at the end of a split is dropp
     <cache_dir>/source_hashes.json   hashes of source files, to start faster
 
 The fingerprint covers the content of every source file, the tokenizer and all fields
-that change the result, so a changed source is prepared anew.
+that change the result, so a changed source is prepared anew. stats.json has a checksum of every
+file of records, compared at each start; what is damaged is prepared anew, and that is said.
 """
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import time
@@ -32,7 +32,7 @@ from wd_plasticity import cli, errors, paths
 from wd_plasticity.data import documents, sources, text_checks, tokenizers
 from wd_plasticity.data import records as records_lib
 from wd_plasticity.errors import UserError
-from wd_plasticity.files import locked, write_json
+from wd_plasticity.files import locked, parse_json, write_json
 
 FORMAT = 1  # raised when the same input would be prepared differently
 _BATCH_CHARACTERS = 4_000_000  # of text that is tokenised at once
@@ -67,13 +67,15 @@ class Prepared:
     return self.tokenizer.fingerprint
 
 
-def prepare(data, cache_dir: str | os.PathLike, report: Callable[[str], None] = print) -> Prepared:
+def prepare(data, cache_dir: str | os.PathLike, report: Callable[[str], None] = print,
+            verify: bool = True) -> Prepared:
   """Opens the prepared data of a configuration, and prepares them first if need be.
 
   Args:
     data: the `data` section of a configuration.
     cache_dir: folder of prepared data, shared by runs and processes.
     report: called with lines of progress.
+    verify: compare what is there with its checksums. One process of a run is enough.
 
   Raises:
     UserError: for a wrong field, unreadable sources, too little data or disk space.
@@ -83,7 +85,7 @@ def prepare(data, cache_dir: str | os.PathLike, report: Callable[[str], None] = 
   fingerprint = _fingerprint(data, train, validation, hashes)
   hashes.save()
   directory = os.path.join(cache_dir, fingerprint[:32])
-  prepared = _open(directory, fingerprint)
+  prepared = _open(directory, fingerprint, report, verify)
   if prepared is not None:
     for note in prepared.stats.get("notes", ()):
       report(f"data: {note}")
@@ -95,14 +97,14 @@ def prepare(data, cache_dir: str | os.PathLike, report: Callable[[str], None] = 
       held.enter_context(locked(directory, waiting))
     except OSError as e:
       raise _cannot_write(cache_dir, e) from e
-    prepared = _open(directory, fingerprint)  # another process may have been first
+    prepared = _open(directory, fingerprint, lambda line: None)  # another process was first
     if prepared is None:
       _write(data, train, validation, fingerprint, directory, report)
       if _fingerprint(data, train, validation, hashes) != fingerprint:
         shutil.rmtree(directory)
         raise UserError("a source file changed while it was read; run the same command again "
                         "once it is complete.")
-      prepared = _open(directory, fingerprint)
+      prepared = _open(directory, fingerprint, report, verify=False)
   return prepared
 
 
@@ -137,7 +139,19 @@ def _sources(data, cache_dir):
 
 def open_prepared(cache_dir: str | os.PathLike, fingerprint: str) -> Prepared | None:
   """The data set of a fingerprint that was prepared in `cache_dir`; None when it is not there."""
-  return _open(os.path.join(cache_dir, fingerprint[:32]), fingerprint)
+  return _open(os.path.join(cache_dir, fingerprint[:32]), fingerprint, print)
+
+
+def check(data) -> None:
+  """Refuses a section that `prepare` would refuse, without reading or writing data.
+
+  Raises:
+    UserError: a wrong field, or files that are not there.
+  """
+  _check(data)
+  if data.source != "embedded":
+    for field in ("train", "validation") if data.validation else ("train",):
+      sources.open_source(data.source, data[field], data.text_field, f"data.{field}")
 
 
 def _cannot_write(folder: str, e: OSError) -> UserError:
@@ -183,19 +197,27 @@ def _eos(section) -> list[str]:
   return [eos] if eos else []
 
 
-def _open(directory: str, fingerprint: str) -> Prepared | None:
-  """The finished data set in `directory`; None when there is none."""
+def _open(directory: str, fingerprint: str, report: Callable[[str], None],
+          verify: bool = True) -> Prepared | None:
+  """The finished data set in `directory`; None when there is none, or it is damaged."""
   try:
-    with open(os.path.join(directory, "stats.json"), encoding="utf-8") as f:
-      stats = json.load(f)
+    with open(os.path.join(directory, records_lib.STATS), "rb") as f:
+      stats = parse_json(f.read())
+    if verify and "checksums" not in stats:
+      report(f"data: {directory} was prepared before there were checksums; damage is not seen")
+    elif verify and (damaged := records_lib.damaged_file(directory, stats)):
+      report(f"data: {damaged} is not what was written (its checksum differs); the data are "
+             "prepared again")
+      return None
     records = {split: np.load(os.path.join(directory, f"{split}.npy"), mmap_mode="r",
                               allow_pickle=False) for split in documents.SPLITS}
     tokenizer = tokenizers.load(os.path.join(directory, "tokenizer"))
-    if stats["fingerprint"] != fingerprint or any(
-        len(records[s]) != stats["splits"][s]["records"] for s in documents.SPLITS):
+    if (stats["fingerprint"] != fingerprint
+        or stats["tokenizer_fingerprint"] != tokenizer.fingerprint
+        or any(len(records[s]) != stats["splits"][s]["records"] for s in documents.SPLITS)):
       return None
   except (FileNotFoundError, NotADirectoryError, ValueError, EOFError, KeyError, TypeError,
-          UserError):
+          AttributeError, UserError):
     return None  # what is not there, or damaged, is prepared anew
   except OSError as e:
     raise UserError(f"{directory} cannot be read ({e.strerror}); set data.cache_dir to another "
@@ -251,7 +273,8 @@ def _write(data, train, validation, fingerprint, directory, report) -> None:
     stats.update(notes=notes, lost_characters=dict(round_trip.lost.most_common()),
                  fingerprint=fingerprint, tokenizer_fingerprint=tokenizer.fingerprint,
                  seconds=round(time.monotonic() - start, 1))
-    write_json(os.path.join(temporary, "stats.json"), stats)
+    stats["checksums"] = records_lib.checksums(temporary, stats)
+    write_json(os.path.join(temporary, records_lib.STATS), stats)
     os.rename(temporary, directory)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)

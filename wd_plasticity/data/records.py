@@ -5,13 +5,15 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from wd_plasticity import files
 from wd_plasticity.errors import UserError
-from wd_plasticity.files import write_json
+from wd_plasticity.files import parse_json, write_json
+
+STATS = "stats.json"
 
 
 class RecordWriter:
@@ -100,11 +102,12 @@ class FileHashes:
   def __init__(self, path: str):
     self._path = path
     self._changed = False
-    try:
-      with open(path, encoding="utf-8") as f:
-        self._known = dict(json.load(f))
-    except (OSError, ValueError, TypeError, RecursionError):
-      self._known = {}  # only saves time: start anew when it is missing or damaged
+    self._known = {}  # only saves time: begun anew when it is missing or damaged
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+      with open(path, "rb") as f:
+        stored = parse_json(f.read())
+      if stored["checksum"] == combined_hash([stored["files"]]):
+        self._known = dict(stored["files"])
 
   def __call__(self, path: str) -> str:
     path = os.path.abspath(path)
@@ -120,8 +123,7 @@ class FileHashes:
     known = self._known.get(path)
     if isinstance(known, list) and len(known) == 2 and known[0] == key:
       return known[1]
-    with open(path, "rb") as f:
-      digest = hashlib.file_digest(f, "sha256").hexdigest()
+    digest = hash_file(path)
     # Within the resolution of the clock a file may change again without a new time.
     if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > 2_000_000_000:
       self._known[path] = [key, digest]
@@ -133,7 +135,30 @@ class FileHashes:
     if self._changed:
       # It only saves time, and a read-only cache of finished data is as good.
       with contextlib.suppress(OSError):
-        write_json(self._path, self._known)
+        write_json(self._path, {"files": self._known, "checksum": combined_hash([self._known])})
+
+
+def checksums(directory: str, stats: Mapping) -> dict[str, str]:
+  """sha256 of every file of records in a directory, and of the statistics that go with them."""
+  names = sorted(name for name in os.listdir(directory) if name.endswith(".npy"))
+  return {name: hash_file(os.path.join(directory, name)) for name in names} | {
+      STATS: combined_hash([{k: v for k, v in stats.items() if k != "checksums"}])}
+
+
+def damaged_file(directory: str, stats: Mapping) -> str:
+  """The first file that is not what `stats["checksums"]` says; '' for none.
+
+  All bytes are read, at 1 to 2 GB/s: seconds before a training that takes hours of them.
+  """
+  now = checksums(directory, stats)
+  return next((os.path.join(directory, name) for name in sorted(now | stats["checksums"])
+               if now.get(name) != stats["checksums"].get(name)), "")
+
+
+def hash_file(path: str) -> str:
+  """sha256 of a file's content."""
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def smallest_dtype(vocab_size: int) -> np.dtype:

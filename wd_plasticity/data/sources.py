@@ -117,6 +117,18 @@ class FileSource:
                for kind, path in self.files)
 
 
+def _matches(pattern: str) -> list[str]:
+  """What a glob matches. As far as it is the path of a file or folder, it is no pattern."""
+  if os.path.isfile(pattern):
+    return [pattern]
+  folder, rest = pattern, ""
+  while folder and not os.path.isdir(folder):
+    folder, name = os.path.split(folder)
+    rest = os.path.join(name, rest) if rest else name
+  return [os.path.join(folder, m) for m in glob.glob(rest, root_dir=folder or None, recursive=True)
+          ] or glob.glob(pattern, recursive=True)
+
+
 def find_files(spec: str, field: str, extensions: tuple[str, ...] = _EXTENSIONS) -> list[str]:
   """The files that comma-separated globs match, sorted within a glob, each once.
 
@@ -125,11 +137,7 @@ def find_files(spec: str, field: str, extensions: tuple[str, ...] = _EXTENSIONS)
   found = {}
   for pattern in filter(None, (p.strip() for p in spec.split(","))):
     pattern = os.path.expanduser(pattern)
-    matches = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
-    folder, name = os.path.split(pattern)
-    if not matches and os.path.isdir(folder):  # brackets of a folder's own name are no pattern
-      matches = [os.path.join(folder, m) for m in glob.glob(name, root_dir=folder)]
-    matches = sorted(m for m in matches if os.path.isfile(m))
+    matches = sorted(m for m in _matches(pattern) if os.path.isfile(m))
     if not matches and os.path.isdir(pattern):
       raise UserError(f"{field}: {pattern} is a folder; name the files in it, like "
                       f"{os.path.join(pattern, '**', '*.jsonl')}.")

@@ -21,7 +21,7 @@ import sentencepiece
 import tokenizers as hf
 
 from wd_plasticity.errors import UserError
-from wd_plasticity.files import parse_json, write_json
+from wd_plasticity.files import parse_json, write_atomically, write_json, write_text
 
 KINDS = ("byte", "bpe", "json", "sentencepiece", "gpt2", "saved")
 # What the end of a document is taken to be where no field names it: the first that there is.
@@ -242,8 +242,7 @@ class HFTokenizer:
 
   def save(self, directory: str) -> None:
     os.makedirs(directory, exist_ok=True)
-    with open(os.path.join(directory, "tokenizer.json"), "w", encoding="utf-8", newline="") as f:
-      f.write(self._content)
+    write_text(os.path.join(directory, "tokenizer.json"), self._content)
     _write_meta(directory, "hf", **({"eos": self.eos} if self.eos else {}))
 
 
@@ -302,8 +301,7 @@ class SentencePieceTokenizer:
 
   def save(self, directory: str) -> None:
     os.makedirs(directory, exist_ok=True)
-    with open(os.path.join(directory, "tokenizer.model"), "wb") as f:
-      f.write(self._content)
+    write_atomically(os.path.join(directory, "tokenizer.model"), lambda f: f.write(self._content))
     _write_meta(directory, "sentencepiece", **({"eos": self.eos} if self.eos else {}))
 
 

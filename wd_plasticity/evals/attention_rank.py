@@ -15,7 +15,6 @@ import numpy as np
 
 from wd_plasticity import memory
 from wd_plasticity.analysis import attention_rank as ar
-from wd_plasticity.errors import UserError
 from wd_plasticity.evals import attention_rank_plot, attention_rank_summary, program
 from wd_plasticity.evals.results import finite
 from wd_plasticity.evals.targets import Target
@@ -28,10 +27,6 @@ ITEM = "spectra"
 def main(session: program.Session) -> None:
   """Computes what is not done yet, then draws and prints everything asked for."""
   config = session.config
-  if not 0 < config.threshold <= 1:
-    raise UserError(f"threshold={config.threshold} must be above 0 and at most 1.")
-  if config.power not in (1, 2):
-    raise UserError(f"power={config.power} must be 1 (singular values) or 2 (their squares).")
   waiting = [t for t in session.targets
              if not session.results.is_done(t, ITEM, _settings(session, t))]
   if waiting:

@@ -13,6 +13,7 @@ from wd_plasticity.errors import UserError
 from wd_plasticity.members import Member
 from wd_plasticity.tasks import registry
 from wd_plasticity.tasks.grading import TEMPLATE
+from wd_plasticity.typed_config import Config, declares
 
 # Fields that say which results are wanted and how they are computed, not what they are.
 FREE_FIELDS = ("program", "name", "steps", "members_at_once", "cache_dir", "tokenizer_dir", "mesh",
@@ -43,7 +44,7 @@ def check_points(program: str, points: Sequence[Member]) -> None:
 
 def shared_config(program: str) -> ConfigDict:
   """What all eval programs have."""
-  c = ConfigDict()
+  c = Config()
   c.program = program  # whose configuration this is
   c.name = ""  # shown in plots
   c.steps = "last"  # of each member: last, all, or numbers such as '100,200'
@@ -62,6 +63,7 @@ def sources_section() -> ConfigDict:
                      for name in registry.names()})
 
 
+@declares("overfit")
 def overfit_config() -> ConfigDict:
   """Fields of the program overfit."""
   c = shared_config("overfit")
@@ -75,6 +77,7 @@ def overfit_config() -> ConfigDict:
   return c
 
 
+@declares("probe")
 def probe_config() -> ConfigDict:
   """Fields of the program probe."""
   c = shared_config("probe")
@@ -89,6 +92,7 @@ def probe_config() -> ConfigDict:
   return c
 
 
+@declares("finetune")
 def finetune_config() -> ConfigDict:
   """Fields of the program finetune; the defaults are the recipe of the study."""
   c = shared_config("finetune")
@@ -131,6 +135,7 @@ def finetune_config() -> ConfigDict:
   return c
 
 
+@declares("attention_rank")
 def attention_rank_config() -> ConfigDict:
   """Fields of the program attention_rank."""
   c = shared_config("attention_rank")
@@ -140,6 +145,7 @@ def attention_rank_config() -> ConfigDict:
   return c
 
 
+@declares("lm_eval")
 def lm_eval_config() -> ConfigDict:
   """Fields of the program lm_eval."""
   c = shared_config("lm_eval")

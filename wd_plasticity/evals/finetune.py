@@ -30,7 +30,6 @@ from wd_plasticity.training import distributed
 
 def main(session: Session) -> None:
   """Evaluates what is not done yet, then prints and draws everything asked for."""
-  finetune_plan.check(session.points)
   work = finetune_plan.waiting(session, finetune_plan.load_splits(session))
   if work:
     Tuning(session).run(work)
@@ -197,8 +196,10 @@ class Tuning:
     if not config.reward_model:
       return None
     from wd_plasticity.reward.model import load_reward_model
-    return self._cached(("reward", config.reward_model),
-                        lambda: load_reward_model(config.reward_model, self.session.mesh))
+    model = self._cached(("reward", config.reward_model),
+                         lambda: load_reward_model(config.reward_model, self.session.mesh))
+    model.parts = self.session.parts
+    return model
 
 
 def _values(plan: Plan, m: int, before: dict, tuned: tuner.Tuned, after: dict) -> dict[str, Any]:

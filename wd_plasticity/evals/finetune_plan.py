@@ -16,13 +16,11 @@ from ml_collections import ConfigDict
 from wd_plasticity import memory
 from wd_plasticity.config import as_json
 from wd_plasticity.errors import UserError
-from wd_plasticity.evals import split_evaluation
-from wd_plasticity.evals.config import check_points
 from wd_plasticity.evals.program import Session
 from wd_plasticity.evals.split_evaluation import SplitEvaluation
 from wd_plasticity.evals.targets import Target
 from wd_plasticity.finetuning import batches, lora, scoring
-from wd_plasticity.finetuning.examples import SHORTEST, Template
+from wd_plasticity.finetuning.examples import Template
 from wd_plasticity.finetuning.step import TuneOptions
 from wd_plasticity.members import Member
 from wd_plasticity.models import decoder
@@ -31,7 +29,6 @@ from wd_plasticity.optim import adamw, groups
 from wd_plasticity.tasks import registry
 
 TRAIN = "train"
-_SEEDS = 2**31  # there are so many: on the devices one is an int32
 
 Splits = dict[str, registry.LoadedSplit]
 
@@ -82,37 +79,6 @@ def _wanted_splits(config: ConfigDict, name: str) -> list[str]:
         f"task {name} needs files to learn from and files to be tested on; set "
         f"--config.sources.{name}.{missing}=FILES (published as {task.source}).")
   return wanted
-
-
-def check(points: Sequence[Member]) -> None:
-  """Refuses points of the sweep that cannot be run as they say.
-
-  Raises:
-    UserError: a field that a point cannot set, or a value that a field cannot have.
-  """
-  check_points("finetune", points)
-  for point in points:
-    _check_fields(point.config)
-
-
-def _check_fields(config: ConfigDict) -> None:
-  split_evaluation.check(config.evaluate)
-  lora.check(config.lora.rank, config.lora.targets)
-  for field in ("epochs", "batch_size"):
-    if config[field] < 1:
-      raise UserError(f"{field}={config[field]} must be at least 1.")
-  if 0 < config.max_length < SHORTEST:
-    raise UserError(f"max_length={config.max_length} tokens leave none to a prompt; it must be at "
-                    f"least {SHORTEST}, or 0 for the length of a pretraining record.")
-  for field in ("max_train", "max_test", "max_length"):
-    if config[field] < 0:
-      raise UserError(f"{field}={config[field]} must be 0 or more.")
-  if not 0 <= config.seed < _SEEDS:
-    raise UserError(f"seed={config.seed} must be at least 0 and below 2^31.")
-  if not 0 <= config.replay.fraction < 1:
-    raise UserError(f"replay.fraction={config.replay.fraction} must be at least 0 and below 1.")
-  if config.optim.learning_rate <= 0 or config.optim.weight_decay < 0:
-    raise UserError("optim.learning_rate must be positive, and optim.weight_decay not negative.")
 
 
 def waiting(session: Session, loaded: Sequence[dict[str, Splits]]) -> list[Work]:

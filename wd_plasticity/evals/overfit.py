@@ -27,7 +27,6 @@ from wd_plasticity.analysis import statistics
 from wd_plasticity.analysis import token_frequency as tf
 from wd_plasticity.data import loader
 from wd_plasticity.data.prepare import Prepared
-from wd_plasticity.errors import UserError
 from wd_plasticity.evals import overfit_plot, overfit_summary, program, record_losses
 from wd_plasticity.evals.results import finite
 from wd_plasticity.evals.targets import Target
@@ -40,12 +39,6 @@ ITEM = "losses"
 def main(session: program.Session) -> None:
   """Evaluates what is not done yet, then draws and prints everything asked for."""
   config = session.config
-  for field, value in (("sequences", config.sequences),
-                       ("frequency.min_count", config.frequency.min_count)):
-    if value < 0:
-      raise UserError(f"{field}={value} must be 0 or more.")
-  if config.batch_size < 1:
-    raise UserError(f"batch_size={config.batch_size} must be at least 1.")
   settings = {k: v for k, v in session.settings().items() if k != "batch_size"}
   settings["training_side"] = "records read"
   waiting: dict[tuple, list[Target]] = {}

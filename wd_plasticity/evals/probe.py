@@ -46,7 +46,6 @@ Arrays = dict[str, np.ndarray]
 
 def main(session: program.Session) -> None:
   """Probes what is not done yet, then draws and prints everything asked for."""
-  _check(session.config)
   tasks = {name: probe_data.load(session, name) for name in session.config.tasks}
   for task in tasks.values():
     for note in task.notes:
@@ -67,20 +66,6 @@ def main(session: program.Session) -> None:
     path = session.results.directory / "probe.png"
     probe_report.save_plot(results, path, session.config.name)
     session.print(f"plot: {path}")
-
-
-def _check(config) -> None:
-  if not config.tasks:
-    raise UserError("tasks names no task; give some, such as --config.tasks=\"('sst2',)\".")
-  for field in ("max_train", "max_test", "seed"):
-    if config[field] < 0:
-      raise UserError(f"{field}={config[field]} must be 0 or more.")
-  if not 0 < config.held_out < 1:
-    raise UserError(f"held_out={config.held_out} must be between 0 and 1.")
-  if not config.inverse_strengths or min(config.inverse_strengths) <= 0:
-    raise UserError(f"inverse_strengths={config.inverse_strengths} must be positive numbers.")
-  if config.batch_tokens < 1:
-    raise UserError(f"batch_tokens={config.batch_tokens} must be at least 1.")
 
 
 def _groups(session: program.Session, targets: Sequence[Target],

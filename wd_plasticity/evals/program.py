@@ -22,8 +22,9 @@ from wd_plasticity import members as members_lib
 from wd_plasticity.config import as_json
 from wd_plasticity.data import prepare
 from wd_plasticity.errors import Interrupted, UserError
+from wd_plasticity.evals import checks
 from wd_plasticity.evals import targets as targets_lib
-from wd_plasticity.evals.config import FREE_FIELDS, check_points
+from wd_plasticity.evals.config import FREE_FIELDS
 from wd_plasticity.evals.results import Results
 from wd_plasticity.evals.targets import Target
 from wd_plasticity.models import decoder
@@ -55,7 +56,7 @@ class Session:
     self.config, self.workdir = config, pathlib.Path(workdir)
     self.program = program
     self.points = list(points)
-    check_points(program, self.points)
+    checks.check(program, self.points)
     self.targets, notes = targets_lib.find(
         checkpoints, config.steps, compute_dtype=config.compute_dtype,
         tokenizer_dir=config.tokenizer_dir)
@@ -165,8 +166,8 @@ class Session:
       params: of one member after another.
       size: of the member axis; what is missing are copies of the last one.
     """
-    stacked = None
-    for m, one in enumerate(params):
+    stacked, m = None, 0
+    for one in params:  # enumerate would keep the one before
       if stacked is None:
         places = mesh_lib.shardings(
             self.mesh, mesh_lib.stacked(mesh_lib.parameter_specs(one)))
@@ -180,6 +181,7 @@ class Session:
       else:
         stacked = put(stacked, one, np.int32(m))
       del one
+      m += 1
     return stacked
 
   def _shardings(self, target: Target) -> Any:
@@ -256,7 +258,7 @@ class Session:
 
 def run(program: str, main: Callable[[Session], None]) -> None:
   """Runs an eval program from the command line."""
-  config_flag = cli.define_config_flag()
+  config_flag = cli.define_config_flag(program)
   checkpoints = flags.DEFINE_multi_string(
       "checkpoint", [], "Work directory of a sweep, a member or a step; may be given repeatedly.")
   workdir = flags.DEFINE_string(
@@ -274,10 +276,8 @@ def run(program: str, main: Callable[[Session], None]) -> None:
     if workdir.value is None:
       raise UserError(f"--workdir=FOLDER is missing; results go to FOLDER/evals/{program}.")
     filename, overrides = cli.config_source()
-    if config.get("program") != program:
-      raise UserError(f"{filename} is not a configuration of this program; "
-                      f"--config=configs/{program}.py is one.")
     points = members_lib.expand(config, cli.load_sweep(filename), tuple(overrides), alone=())
+    checks.check(program, points)
     for point in points:
       paths.check_config(point.config)
     hardware.keep_freed_memory()

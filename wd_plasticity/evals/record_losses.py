@@ -3,11 +3,10 @@
 from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from wd_plasticity.evals.program import Session
-from wd_plasticity.models import attention, decoder, loss
+from wd_plasticity.models import decoder, loss
 from wd_plasticity.models.config import ModelConfig
 from wd_plasticity.training.step import document_ids
 
@@ -21,13 +20,7 @@ def compile_losses(session: Session, model: ModelConfig, num_members: int,
   def token_losses(params, tokens_BxL):
     inputs_BxL, targets_BxL = tokens_BxL[:, :-1], tokens_BxL[:, 1:]
     segments_BxL = document_ids(inputs_BxL, end_of_document if model.document_mask else None)
-    # Rows that suit attention; what is added comes after all that counts.
-    length = inputs_BxL.shape[1]
-    more = ((0, 0), (0, attention.row_length(length) - length))
-    if segments_BxL is not None:
-      segments_BxL = jnp.pad(segments_BxL, more, mode="edge")
-    x_BxLxD = decoder.hidden_states(params, model, jnp.pad(inputs_BxL, more), segments_BxL)
-    x_BxLxD = x_BxLxD[:, :length]
+    x_BxLxD = decoder.record_states(params, model, inputs_BxL, segments_BxL)
     return loss.token_losses(x_BxLxD, decoder.head_kernel(params, model), targets_BxL,
                              tile_tokens=tile_tokens)
 

@@ -18,12 +18,23 @@ import numpy as np
 from wd_plasticity.config import as_json, flat_defaults, flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals.targets import Target
-from wd_plasticity.files import locked, write_atomically, write_json, write_text
+from wd_plasticity.files import (
+  check_fields,
+  is_plain_name,
+  locked,
+  read_json,
+  write_atomically,
+  write_json,
+  write_text,
+)
 from wd_plasticity.plain import csv_text
 from wd_plasticity.training import distributed
 from wd_plasticity.training.run_record import code_version
 
 SCHEMA_VERSION = 1
+_FIELDS = {"item": str, "checkpoint": dict, "settings": dict, "values": dict}
+_CHECKPOINT = {"member": str, "step": int, "tokens": int, "weight_decay": (int, float), "seed": int,
+               "data_fingerprint": str, "pretraining": dict}
 
 
 class Results:
@@ -44,6 +55,10 @@ class Results:
     self._outdated = Path(workdir) / "outdated" / "evals" / program
 
   def path(self, target: Target, item: str, suffix: str = ".json") -> Path:
+    """Of a file of an item; names that would lead out of the folder are refused."""
+    for name in (target.member, item):
+      if not is_plain_name(name):
+        raise UserError(f"{name!r} cannot be part of a file name; rename it.")
     return self.directory / target.member / str(target.step) / f"{item}{suffix}"
 
   def is_done(self, target: Target, item: str, settings: Mapping[str, Any]) -> bool:
@@ -61,7 +76,7 @@ class Results:
       return True
     if not self._replace:
       raise UserError(f"{path} {difference}; give another --workdir, let it be made again by "
-                      "--replace, or delete that file.")
+                      "--replace, or move that file elsewhere.")
     self._set_aside(target, item)
     return False
 
@@ -233,12 +248,11 @@ def finite(value: Any) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any]:
-  try:
-    made = json.loads(path.read_text(encoding="utf-8"))
-    if made["schema_version"] > SCHEMA_VERSION:
-      raise UserError(f"{path} was written by a newer wd_plasticity; update this one.")
-    return made
-  except FileNotFoundError:
-    raise
-  except (OSError, ValueError, KeyError, TypeError) as e:
-    raise UserError(f"{path} is not a readable result; delete it to have it made again.") from e
+  """A result whose fields are there and of their types; raises FileNotFoundError or UserError."""
+  what, advice = "a readable result", "move it elsewhere to have it made again"
+  made = read_json(path, what, advice, {"schema_version": int})
+  if made["schema_version"] > SCHEMA_VERSION:
+    raise UserError(f"{path} was written by a newer wd_plasticity; update this one.")
+  check_fields(made, path, what, advice, _FIELDS)
+  check_fields(made["checkpoint"], path, what, advice, _CHECKPOINT)
+  return made

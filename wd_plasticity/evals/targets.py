@@ -9,7 +9,8 @@ from typing import Any
 from wd_plasticity.data import tokenizers
 from wd_plasticity.errors import UserError
 from wd_plasticity.models.config import ModelConfig
-from wd_plasticity.training import checkpoint
+from wd_plasticity.training import checkpoint, run_record, summary
+from wd_plasticity.training.stored_state import RefusedCheckpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +147,13 @@ def find(paths: Sequence[str], steps: str = "last", *, compute_dtype: str = "",
 def _stored(path: Path, steps: str, notes: list[str]) -> list[checkpoint.StoredCheckpoint]:
   if (path / "members").is_dir():
     found = []
-    for member in sorted((path / "members").iterdir()):
+    folders = sorted((path / "members").iterdir())
+    copies = _copies(path, folders)
+    if copies:
+      notes.append(summary.copies_sentence(copies))
+    for member in folders:
+      if member.name in copies:
+        continue
       if checkpoint.finished_steps(member / "checkpoints"):
         found += _of_member(member, steps, notes)
       elif member.is_dir():
@@ -154,14 +161,14 @@ def _stored(path: Path, steps: str, notes: list[str]) -> list[checkpoint.StoredC
     if not found:
       raise UserError(f"no member of {path} has a finished checkpoint; pretrain it first.")
     return found
-  one = checkpoint.open_checkpoint(path)  # raises when there is nothing
+  one = _opened(path)  # raises when there is nothing
   if one.directory == path:
     return [one]
   return _of_member(path, steps, notes)
 
 
 def _of_member(path: Path, steps: str, notes: list[str]) -> list[checkpoint.StoredCheckpoint]:
-  newest = checkpoint.open_checkpoint(path)
+  newest = _opened(path)
   if newest.step < newest.meta["steps"]:
     notes.append(f"{newest.meta['member']} is not finished: its last checkpoint is of step "
                  f"{newest.step} of {newest.meta['steps']}.")
@@ -174,7 +181,38 @@ def _of_member(path: Path, steps: str, notes: list[str]) -> list[checkpoint.Stor
       wanted = [int(s) for s in steps.split(",")]
     except ValueError:
       raise UserError(f"steps={steps!r} must be last, all, or numbers such as '100,200'.") from None
-  return [checkpoint.open_checkpoint(path, step) for step in wanted]
+  return [_opened(path, step) for step in wanted]
+
+
+def _copies(workdir: Path, folders: Sequence[Path]) -> dict[str, str]:
+  """Members that are copies of others and do not count, as the summary and the report see them."""
+  steps = {f: checkpoint.finished_steps(f / "checkpoints") for f in folders}
+  names = [checkpoint.read_meta(f / "checkpoints" / str(s[-1]))["member"]
+           for f, s in steps.items() if s]
+  if len(set(names)) == len(names):
+    return {}
+  return summary.copies(workdir, summary.summarise(workdir))
+
+
+def _opened(path: Path, step: int | None = None) -> checkpoint.StoredCheckpoint:
+  """A checkpoint that is of the run whose folder it lies in.
+
+  Raises:
+    UserError: as of `open_checkpoint`, or its configuration or data are not those of its member.
+  """
+  stored = checkpoint.open_checkpoint(path, step)
+  record = stored.directory.parents[1] / "config.json"
+  if stored.directory.parent.name == "checkpoints" and record.is_file():
+    member = run_record.read(record)
+    changed = run_record.changed_fields(member["config"], stored.meta["config"])
+    changed += [(f, member[f], stored.meta[f]) for f in run_record.FINGERPRINTS
+                if member[f] != stored.meta[f]]
+    if changed:
+      name, here, there = changed[0]
+      raise RefusedCheckpoint(
+          stored.directory, f"it is of another run than {record}: its {name} is {there} and should "
+          f"be {here}")
+  return stored
 
 
 def _model(meta: dict, compute_dtype: str) -> ModelConfig:

@@ -148,7 +148,7 @@ class TuneProgram:
     """Sum of the losses of pretraining records."""
     inputs, targets = tokens_BxL[:, :-1], tokens_BxL[:, 1:]
     segments = step_lib.document_ids(inputs, self.options.end_of_document)
-    x_BxLxD = decoder.hidden_states(params, self.model, inputs, segments)
+    x_BxLxD = decoder.record_states(params, self.model, inputs, segments)
     weights = jnp.broadcast_to(weights_B[:, None], targets.shape)
     return loss.next_token_loss(x_BxLxD, decoder.head_kernel(params, self.model), targets,
                                 weights)[0]

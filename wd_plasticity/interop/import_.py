@@ -16,7 +16,6 @@ remembered for `interop.export` to give the same bits back.
 import dataclasses
 import hashlib
 import json
-import math
 import pathlib
 import re
 import shutil
@@ -32,18 +31,18 @@ from wd_plasticity.data import prepare, tokenizers
 from wd_plasticity.errors import UserError
 from wd_plasticity.files import write_json, write_text
 from wd_plasticity.interop import (
-    parameter_stream,
-    tokenizer_files,
-    transformers_config,
-    transformers_files,
-    transformers_weights,
+  parameter_stream,
+  tokenizer_files,
+  transformers_config,
+  transformers_files,
+  transformers_weights,
 )
 from wd_plasticity.interop.export import (
-    FORMAT,
-    KEPT_FOLDER,
-    OWN_FILE,
-    OWN_FOLDER,
-    prepare_process,
+  FORMAT,
+  KEPT_FOLDER,
+  OWN_FILE,
+  OWN_FOLDER,
+  prepare_process,
 )
 from wd_plasticity.models import flops
 from wd_plasticity.models.config import ModelConfig
@@ -187,7 +186,8 @@ def _is_meta(meta: Any) -> bool:
           and alike(as_json(default_config()), meta["config"])
           and has(meta["config"].get("data", {}), "sequence_length", int)
           and min(meta["config"]["data"]["sequence_length"], meta["step"], meta["steps"]) > 0
-          and all(0 <= meta[name] < math.inf for name in ("weight_decay", "tokens")))
+          and all(0 <= meta[name] < 1e30
+                  for name in ("weight_decay", "tokens", "step", "steps")))
 
 
 def _tokenizer(source, fields, request, own):

@@ -18,7 +18,9 @@ from orbax.checkpoint import v1 as ocp
 
 from wd_plasticity.errors import UserError
 from wd_plasticity.interop.transformers_weights import Place, parameter_shapes
+from wd_plasticity.training import stored_state
 from wd_plasticity.training.checkpoint import MemberCheckpoints, StoredCheckpoint
+from wd_plasticity.training.orbax_arrays import orbax_context
 
 PIECE_BYTES = 32 * 2**20  # about what is in memory at once
 
@@ -38,7 +40,8 @@ class ParameterReader:
       UserError: it is not there, damaged or of another shape.
     """
     self._stored, self._name = stored, name
-    with self._errors():
+    stored.check_params()
+    with self._errors(), orbax_context():
       tree = ocp.metadata(stored.directory, checkpointable_name="params").metadata
       leaf = _leaf(tree, name)
       if tuple(leaf.shape) != shape:
@@ -97,7 +100,9 @@ class ParameterWriter:
       position, meta: as of `MemberCheckpoints.save`.
     """
     # Clears what a killed import has left, which has the name of a save that never ended.
-    final = MemberCheckpoints(checkpoints).directory / str(step)
+    member = MemberCheckpoints(checkpoints)
+    member.close()
+    final = member.directory / str(step)
     self._final = final
     self._temporary = final.with_name(f"{final.name}.orbax-checkpoint-tmp-import")
     shapes = parameter_shapes(places)
@@ -145,6 +150,7 @@ class ParameterWriter:
   def finish(self) -> Path:
     """Makes the checkpoint visible; returns its directory."""
     self._arrays = {}
+    stored_state.seal(self._temporary / self._final.name)
     if self._final.exists():  # without being a finished checkpoint
       shutil.rmtree(self._final)
     os.replace(self._temporary / self._final.name, self._final)

@@ -86,11 +86,13 @@ def choose(implementation: str, *, length: int, head_dim: int, dtype: jnp.dtype,
 
 
 def _cudnn_obstacle(length, head_dim, dtype, packed) -> str:
-  if platform() != "gpu" or "cuda" not in jax.devices()[0].client.platform_version:
+  # A plan may be for devices that are not here, which are then taken to be NVIDIA's.
+  here = jax.devices()[0] if jax.default_backend() == "gpu" else None
+  if platform() != "gpu" or here and "cuda" not in here.client.platform_version:
     return f"needs an NVIDIA GPU and this process computes on {platform()}"
   if dtype not in (jnp.bfloat16, jnp.float16):
     return f"needs model.compute_dtype='bfloat16', not {jnp.dtype(dtype).name}"
-  largest = 256 if float(jax.devices()[0].compute_capability) >= 9 else 128
+  largest = 256 if here and float(here.compute_capability) >= 9 else 128
   if head_dim % 8 or head_dim > largest:
     return f"needs a head dim that is a multiple of 8 and at most {largest}, not {head_dim}"
   if packed and length % 2:

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from wd_plasticity.models import layers
-from wd_plasticity.models.attention import attend
+from wd_plasticity.models.attention import attend, row_length
 from wd_plasticity.models.config import ModelConfig
 from wd_plasticity.models.mesh_context import divide_rows
 
@@ -199,6 +199,16 @@ def hidden_states(params: Params, config: ModelConfig, tokens_BxL: jax.Array,
     x_BxLxD in the compute dtype.
   """
   return nnx.merge(_graph(config), params)(tokens_BxL, segment_ids_BxL)
+
+
+def record_states(params: Params, config: ModelConfig, tokens_BxL: jax.Array,
+                  segment_ids_BxL: jax.Array | None = None) -> jax.Array:
+  """As `hidden_states`, of records of any length, read in rows that suit attention."""
+  length = tokens_BxL.shape[1]
+  more = ((0, 0), (0, row_length(length) - length))  # no earlier token sees what is added
+  if segment_ids_BxL is not None:
+    segment_ids_BxL = jnp.pad(segment_ids_BxL, more, mode="edge")
+  return hidden_states(params, config, jnp.pad(tokens_BxL, more), segment_ids_BxL)[:, :length]
 
 
 def layer_states(params: Params, config: ModelConfig, tokens_BxL: jax.Array,

@@ -23,12 +23,35 @@ import jax
 import jax.numpy as jnp
 from optax import schedules as optax_schedules
 
-from wd_plasticity.config import parse_length
+from wd_plasticity.config import exact_length, parse_length
 from wd_plasticity.errors import UserError
 
 NAMES = ("cosine", "wsd", "linear", "constant")
 
 Schedule = Callable[[int | jax.Array], jax.Array]
+
+
+def check(section: Any, field: str = "optim.schedule") -> None:
+  """Refuses what no training can have: names, lengths and fractions that mean nothing.
+
+  Raises:
+    UserError: as of `make_schedule`.
+  """
+  _check_words(section, field)
+  percent = 0.0
+  for name in ("warmup", "decay") if section.name == "wsd" else ("warmup",):
+    length = exact_length(section[name], 100, 1, f"{field}.{name}")
+    percent += length if section[name].strip().endswith("%") else 0.0
+  if percent > 100 * (1 + 1e-9):
+    raise UserError(f"{field}: {percent:g} % of the training is longer than the training; shorten "
+                    f"the warmup{' or the decay' if section.name == 'wsd' else ''}.")
+
+
+def _check_words(section: Any, field: str) -> None:
+  if section.name not in NAMES:
+    raise UserError(f"{field}.name={section.name!r} is unknown; choose one of {', '.join(NAMES)}.")
+  if not 0 <= section.final_fraction <= 1:
+    raise UserError(f"{field}.final_fraction={section.final_fraction} must be between 0 and 1.")
 
 
 def make_schedule(
@@ -38,7 +61,8 @@ def make_schedule(
 
   Args:
     section: `name`, `warmup`, `decay` (wsd), `final_fraction`; lengths as in
-      `config.parse_length`, rounded up to whole steps.
+      `config.parse_length`, rounded up to whole steps. Where both parts of a wsd that fits are
+      rounded up and no longer fit, the decay gives way.
     total_steps: T, the updates of the whole training.
     tokens_per_step: to read lengths in tokens.
     field: where the section stands in the configuration, for messages.
@@ -52,21 +76,27 @@ def make_schedule(
     UserError: an unknown name, lengths that do not fit into the training, or a
       final fraction outside [0, 1].
   """
-  if section.name not in NAMES:
-    raise UserError(f"{field}.name={section.name!r} is unknown; choose one of {', '.join(NAMES)}.")
+  _check_words(section, field)
   final = section.final_fraction
-  if not 0 <= final <= 1:
-    raise UserError(f"{field}.final_fraction={final} must be between 0 and 1.")
-  warmup = parse_length(section.warmup, total_steps, tokens_per_step, f"{field}.warmup")
-  if warmup > total_steps:
+  def exact(name):
+    return exact_length(section[name], total_steps, tokens_per_step, f"{field}.{name}")
+  def rounded(name):
+    return parse_length(section[name], total_steps, tokens_per_step, f"{field}.{name}")
+  # Compared before parts are rounded up. The tokens of a run are rounded to whole steps too.
+  parts = (section.warmup, section.decay) if section.name == "wsd" else (section.warmup,)
+  fitting = total_steps * (1 + 1e-9) + any(p.strip().endswith("tokens") for p in parts)
+  warmup = rounded("warmup")
+  if exact("warmup") > fitting:
     raise UserError(f"{field}.warmup={section.warmup!r} is {warmup} steps, longer than the "
                     f"training of {total_steps}; shorten it.")
+  warmup = min(warmup, total_steps)
   decay = total_steps - warmup
   if section.name == "wsd":
-    decay = parse_length(section.decay, total_steps, tokens_per_step, f"{field}.decay")
-    if warmup + decay > total_steps:
-      raise UserError(f"{field}: the warmup of {warmup} and the decay of {decay} steps are "
-                      f"together longer than the training of {total_steps}; shorten one of them.")
+    if exact("warmup") + exact("decay") > fitting:
+      raise UserError(f"{field}: the warmup of {warmup} and the decay of {rounded('decay')} steps "
+                      f"are together longer than the training of {total_steps}; shorten one of "
+                      "them.")
+    decay = min(decay, rounded("decay"))
 
   if section.name == "constant" or decay == 0:
     falling = optax_schedules.constant_schedule(1.0)

@@ -96,6 +96,7 @@ def read_items(workdir: Path, program: str, notes: Notes) -> list[Item]:
                          ("step", int), ("tokens", int)):
         if not isinstance(c[name], kind) or not math.isfinite(c[name] if kind is not str else 0):
           return None
+      _check(document["values"])
     except UNREADABLE:
       return None
     is_last = path.parent.name == str(newest.get(path.parent.parent))
@@ -116,6 +117,19 @@ def read_items(workdir: Path, program: str, notes: Notes) -> list[Item]:
   for path in sorted(broken):
     notes.unreadable(path)
   return _of_one_kind([i for i in items if i is not None], program, notes)
+
+
+def _check(value: object) -> None:
+  """Raises ValueError where a figure of a result, {'value', 'se', 'n'}, is not of numbers."""
+  if isinstance(value, dict):
+    for name in ("value", "se", "n"):
+      number = value.get(name) if "value" in value else None
+      if number is not None and not (isinstance(number, (int, float)) and math.isfinite(number)):
+        raise ValueError(f"{name} is no number")
+  for inner in value.values() if isinstance(value, dict) else value if isinstance(
+      value, list) else ():
+    if isinstance(inner, (dict, list)):
+      _check(inner)
 
 
 def _of_one_kind(items: Sequence[Item], program: str, notes: Notes) -> list[Item]:

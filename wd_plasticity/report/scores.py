@@ -159,9 +159,10 @@ def pretraining_loss(study: Study, group: Group) -> tuple[Scores | None, str]:
   documents = {r.member: r for r in study.overfit if r.last and r.group == group.name
                and all(f"validation_{k}" in r.arrays for k in _DOCUMENT_ARRAYS)}
   caution = ""
-  if documents and (not done or all(m.name in documents for m in done)):
+  loose = not study.members  # results without any pretraining beside them
+  if documents and (loose or all(m.name in documents for m in done)):
     cells = [(r.weight_decay, r.seed, *_by_document(r)) for name, r in documents.items()
-             if not done or any(m.name == name for m in done)]
+             if loose or any(m.name == name for m in done)]
   else:
     if documents:
       caution = (f"The losses of documents are known of only {len(documents)} of {len(done)} "

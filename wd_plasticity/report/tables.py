@@ -69,7 +69,7 @@ def figure_table(figure: Figure) -> pa.Table:
         columns[end] += getattr(s, end) or [None] * n
       columns["label"] += s.labels or [None] * n
   numbers = ("weight_decay", "x", "y", "low", "high")
-  return pa.table({c: pa.array(values, pa.float64() if c in numbers else pa.string())
+  return pa.table({c: _array(values, pa.float64() if c in numbers else pa.string())
                    for c, values in columns.items()})
 
 
@@ -81,7 +81,7 @@ def members_table(study: Study) -> pa.Table:
     rows.append({name: getattr(m, name, None) for name in _MEMBERS.names} | {
         "member": m.name,
         "timescale_fraction": timescale.get("fraction") if isinstance(timescale, dict) else None})
-  return pa.Table.from_pylist(rows, _MEMBERS)
+  return pa.table([_array([r[f.name] for r in rows], f.type) for f in _MEMBERS], schema=_MEMBERS)
 
 
 def results_table(study: Study) -> pa.Table:
@@ -98,8 +98,16 @@ def results_table(study: Study) -> pa.Table:
       for measure, (value, se, n) in found:
         for column, part in zip(columns[len(start):], (measure, value, se, n), strict=True):
           column.append(part)
-  return pa.table([pa.array(c, f.type) for c, f in zip(columns, _RESULTS, strict=True)],
+  return pa.table([_array(c, f.type) for c, f in zip(columns, _RESULTS, strict=True)],
                   schema=_RESULTS)
+
+
+def _array(values: Sequence, kind: pa.DataType) -> pa.Array:
+  """A column; halves of surrogate pairs, which a damaged name may hold, are spelled."""
+  if pa.types.is_string(kind):
+    values = [v if v is None else str(v).encode("utf-8", "backslashreplace").decode("utf-8")
+              for v in values]
+  return pa.array(values, kind)
 
 
 def _finetuned(f: Finetuned) -> Iterator[tuple[str, tuple]]:

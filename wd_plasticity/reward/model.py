@@ -35,6 +35,7 @@ class RewardModel:
     config: the decoder's, without an output head.
     fingerprint: sha256 of config.json, the tokenizer, the template and the head's weights;
       it tells one reward model from another in results.
+    parts: how many times smaller batches are than was asked for; may be set.
   """
 
   def __init__(self, config: ModelConfig, params: dict, chat: ChatTokenizer, mesh: Mesh, *,
@@ -47,8 +48,7 @@ class RewardModel:
     self._chat = chat
     self._mesh = mesh
     self._pad_id = pad_id
-    shards = mesh_rules.row_shares(mesh)
-    self._rows = -(-batch_size // shards) * shards
+    self._batch_size, self._rows, self.parts = batch_size, batch_size, 1
     self._program = jax.jit(self._scores, out_shardings=NamedSharding(mesh, P()))
 
   def score(self, pairs: Sequence[tuple[str, str]],
@@ -83,6 +83,8 @@ class RewardModel:
       if on_batch:
         on_batch(done)
 
+    shards = mesh_rules.row_shares(self._mesh)
+    self._rows = -(-max(1, self._batch_size // self.parts) // shards) * shards
     with jax.set_mesh(self._mesh):
       running = None
       for batch, length in self._batches(tokens):

@@ -24,7 +24,7 @@ from wd_plasticity.files import write_text
 from wd_plasticity.report import answer as answer_lib
 from wd_plasticity.report import study as study_lib
 from wd_plasticity.report import terminal
-from wd_plasticity.study import plan, processes, records
+from wd_plasticity.study import dry_run, plan, processes, records
 from wd_plasticity.study import run as run_lib
 from wd_plasticity.study.display import Display
 
@@ -68,6 +68,7 @@ def main(argv: Sequence[str]):
                             str(workdir))
     known = records.Records(workdir)
     if _DRY_RUN.value:
+      dry_run.check(members, declared)
       for step in steps:
         print(f"{step.name}: {'done' if known.holds(step) else 'to do'}\n  {step.shown()}")
       return

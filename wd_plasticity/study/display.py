@@ -113,7 +113,7 @@ class Display(LiveTable):
                + (f": {message}" if message else ""))
 
   def print(self, line: str) -> None:
-    self._console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
+    self._console.print(visible(line), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
   @property
   def seconds_left(self) -> float | None:

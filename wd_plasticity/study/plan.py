@@ -9,24 +9,26 @@ the eval programs by their configurations, as `sweep(add)` names the members:
     add(finetune, sweep=[{"optim.learning_rate": r} for r in (1e-3, 3e-3)], minutes=2)
 """
 
+import ast
 import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from wd_plasticity import paths
+from wd_plasticity import paths, typed_config
 from wd_plasticity.config import as_json, flatten
 from wd_plasticity.errors import UserError
+from wd_plasticity.evals import checks, lm_eval_tasks
 from wd_plasticity.evals import config as eval_config
-from wd_plasticity.evals import finetune_plan, lm_eval_tasks
 from wd_plasticity.files import write_text
-from wd_plasticity.members import Member, expand
+from wd_plasticity.members import Member, expand, flat_point
+from wd_plasticity.plan import check_fields
 from wd_plasticity.tasks import registry
 
 PROGRAMS = ("overfit", "probe", "attention_rank", "finetune", "lm_eval")
@@ -85,24 +87,48 @@ def load_evals(declare: Callable | None, argument: str | None) -> list[Eval]:
     argument: what stands behind the colon of --config=FILE:ARGUMENT.
 
   Raises:
-    UserError: no evals, an unknown program, or one that is added twice.
+    UserError: no evals, an unknown program, one that is added twice, or one that is configured
+      in a way that it would refuse.
   """
   if declare is None:
     raise UserError("the config file has no function evals(add), which says what a study measures; "
                     "configs/quickstart.py has one, and wd_plasticity.main pretrains without.")
   evals: list[Eval] = []
   def add(config: ConfigDict, sweep: Sequence[Mapping[str, Any]] = (), minutes: float = 0.0):
-    program = config.get("program")
+    program = config.get("program") if isinstance(config, ConfigDict) else type(config).__name__
     if program not in PROGRAMS:
       raise UserError(f"evals(add) adds a configuration of {program!r}; it can be one of "
                       f"{', '.join(PROGRAMS)}, from wd_plasticity.evals.config.")
     if program in [e.program for e in evals]:
       raise UserError(f"evals(add) adds {program} twice; one configuration can name all its tasks.")
-    evals.append(Eval(config, tuple(dict(p) for p in sweep), minutes))
+    typed_config.check(config, f"the configuration of {program}")
+    added = Eval(config.copy_and_resolve_references(), _points(sweep), _minutes(minutes))
+    points = expand(added.config, sweep_of(added), alone=())
+    checks.check(program, points)
+    for point, other in zip(points, expand(config, sweep_of(added), alone=()), strict=False):
+      if as_json(point.config) != as_json(other.config):  # the file of a step has no references
+        raise UserError(f"the sweep of {program} sets {', '.join(point.overrides)}, which other "
+                        "fields follow (get_ref); set these in every point, too.")
+    evals.append(added)
   declare(add) if argument is None else declare(add, argument)
   if not evals:
     raise UserError("evals(add) of the config file adds nothing; call add(finetune_config()).")
   return evals
+
+
+def _points(sweep: Any) -> tuple[Mapping[str, Any], ...]:
+  """The points of an eval's sweep, as Python's own values."""
+  if isinstance(sweep, str | Mapping) or not isinstance(sweep, Iterable):
+    raise UserError(f"evals(add) adds sweep={sweep!r}; it is a list of points, such as "
+                    "[{'optim.learning_rate': 1e-3}].")
+  return tuple(flat_point(point) for point in sweep)
+
+
+def _minutes(minutes: Any) -> float:
+  minutes = typed_config.plain(minutes)
+  if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 <= minutes < 1e9:
+    raise UserError(f"evals(add) adds minutes={minutes!r}, which must be a number of at least 0.")
+  return minutes
 
 
 def read_tasks(e: Eval) -> list[str]:
@@ -114,12 +140,10 @@ def read_tasks(e: Eval) -> list[str]:
   Raises:
     UserError: an impossible field, an unknown task, or files that cannot be read.
   """
-  points = expand(e.config, _sweep_of(e), alone=())
+  points = expand(e.config, sweep_of(e), alone=())
   for point in points:
     paths.check_config(point.config)
-  eval_config.check_points(e.program, points)
-  if e.program == "finetune":
-    finetune_plan.check(points)
+  checks.check(e.program, points)
   if e.program == "lm_eval":
     return lm_eval_tasks.read(e.config)
   found = []
@@ -149,7 +173,12 @@ def make_steps(own_flags: Sequence[str], members: Sequence[Member], data_fingerp
     data_fingerprint: of its data as they are now.
     evals: what is measured.
     workdir: of the study.
+
+  Raises:
+    UserError: a field of a member or of an eval that means nothing, or tasks that cannot be read.
   """
+  for member in members:
+    check_fields(member.config)
   place = f"--workdir={workdir}"
   steps = [Step(
       PRETRAINING, ("-m", "wd_plasticity.main", *own_flags, place),
@@ -209,13 +238,29 @@ def config_text(e: Eval) -> str:
       '"""Written by wd_plasticity.study; change the config of the study instead."""', "",
       f"from wd_plasticity.evals.config import {e.program}_config", "", "",
       "def get_config():", f"  config = {e.program}_config()"]
-  lines += [f"  config.{field} = {value!r}"
-            for field, value in flatten(e.config.to_dict()).items() if default[field] != value]
+  lines += [f"  config.{field} = {_literal(value)}"
+            for field, value in flatten(e.config.to_dict()).items()
+            if field not in default or default[field] != value]
   lines += ["  return config"]
   if e.sweep:
-    lines += ["", "", "def sweep(add):", *(f"  add({dict(point)!r})" for point in e.sweep)]
+    lines += ["", "", "def sweep(add):", *(f"  add({_literal(dict(point))})" for point in e.sweep)]
   return "\n".join(lines) + "\n"
 
 
-def _sweep_of(e: Eval) -> Callable | None:
+def _literal(value: Any) -> str:
+  """The value as Python spells it, also one of numpy's."""
+  value = typed_config.plain(value)
+  text = repr(value)
+  try:
+    same = ast.literal_eval(text) == value
+  except (SyntaxError, ValueError):
+    same = False
+  if not same:  # infinity, or an object
+    raise UserError(f"{text} cannot be written into the config file of a step; use numbers, texts "
+                    "and tuples of them.")
+  return text
+
+
+def sweep_of(e: Eval) -> Callable | None:
+  """The points of an eval as a function `sweep(add)`."""
   return (lambda add: [add(point) for point in e.sweep]) if e.sweep else None

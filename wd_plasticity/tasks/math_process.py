@@ -4,7 +4,7 @@ math-verify's own time limit is an alarm signal, which fails outside the main th
 does not exist on Windows, and nothing in Python ends a product of huge numbers. So the
 library runs in a process of its own, which the operating system ends when it has computed
 for longer than the limit; processor time is counted, because a busy machine must not
-change a grade. What does not come to an end is not equal.
+change a grade. Its memory has a limit as well. What does not come to an end is not equal.
 """
 
 import atexit
@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from wd_plasticity.errors import UserError
 
 LIMIT_SECONDS = 4.0  # of processor time, for one pair
+LIMIT_BYTES = 2 << 30  # of memory, for the process
 _PATIENCE_SECONDS = 600.0  # where no processor time can be limited (Windows), and for the start
 _AHEAD = 8  # pairs that are sent before their replies; as many fit into a pipe
 
@@ -55,7 +56,8 @@ class MathProcess:
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "math_worker.py")
     # -P: the modules of this folder must not hide any of the library's.
     self._process = subprocess.Popen(
-        [sys.executable, "-P", path, str(LIMIT_SECONDS)], stdin=subprocess.PIPE,
+        [sys.executable, "-P", path, str(LIMIT_SECONDS), str(LIMIT_BYTES)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8")
     self._replies = queue.SimpleQueue()
     threading.Thread(target=_forward, args=(self._process.stdout, self._replies),

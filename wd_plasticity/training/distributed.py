@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from wd_plasticity.errors import UserError
 from wd_plasticity.training import rendezvous
 
-_MODES = ("auto", "on", "off")
+MODES = ("auto", "on", "off")
 # Set to 'on' by launchers whose machines JAX can tell apart though no variable shows it, such
 # as those of a Cloud TPU slice.
 PROCESSES_VARIABLE = "WD_PLASTICITY_DISTRIBUTED"
@@ -35,8 +35,8 @@ def initialise(section: ConfigDict) -> str:
   Raises:
     UserError: bad fields, or no answer from the coordinator within the timeout.
   """
-  if section.mode not in _MODES:
-    raise UserError(f"distributed.mode={section.mode!r} is not one of {', '.join(_MODES)}.")
+  if section.mode not in MODES:
+    raise UserError(f"distributed.mode={section.mode!r} is not one of {', '.join(MODES)}.")
   if section.mode == "on" or (section.mode == "auto" and (section.coordinator or _in_cluster())):
     _connect(section)
   return (f"process {jax.process_index()} of {jax.process_count()}: "

@@ -5,7 +5,6 @@ evaluation sums, snapshots for checkpoints) is read and written while step k+1 r
 """
 
 import dataclasses
-import json
 import pathlib
 import signal
 import time
@@ -16,16 +15,17 @@ import numpy as np
 from wd_plasticity.config import as_json
 from wd_plasticity.data import loader
 from wd_plasticity.errors import Interrupted
-from wd_plasticity.files import write_json
+from wd_plasticity.files import HeldFolder, write_json
 from wd_plasticity.members import Member
 from wd_plasticity.plan import Plan
-from wd_plasticity.training import distributed
+from wd_plasticity.training import distributed, resume
 from wd_plasticity.training import mesh as mesh_lib
 from wd_plasticity.training.checkpoint import MemberCheckpoints, check_space
 from wd_plasticity.training.hardware import peak_flops
 from wd_plasticity.training.metrics import MemberMetrics, work_unit_status
 from wd_plasticity.training.progress import Progress
 from wd_plasticity.training.step import Program
+from wd_plasticity.training.stored_state import RefusedCheckpoint
 
 EVAL_SETS = ("validation", "train_subset")
 
@@ -59,12 +59,16 @@ class StopSignal:
 
 @dataclasses.dataclass
 class Chunk:
-  """Members that run in one program, and what they share."""
+  """Members that run in one program, and what they share.
+
+  `start` is the step that all of them stand at (`resume.parts`).
+  """
   members: list[Member]
   plans: list[Plan]
   program: Program
   prepared: object  # data.prepare.Prepared
   workdir: pathlib.Path
+  start: int
 
   @property
   def config(self):
@@ -99,8 +103,9 @@ class ChunkTrainer:
         MemberCheckpoints(d / "checkpoints", keep_latest=max(2, self.config.checkpoint.keep_latest),
                           keep_steps=(*self.plan.keep_steps, self.plan.steps))
         for d in self.directories]
-    self.failed = [_read_failure(d) for d in self.directories]
-    self.start = self._common_step()
+    self.failed = [resume.read_failure(d) for d in self.directories]
+    self.start = chunk.start
+    self._held = HeldFolder(chunk.workdir) if distributed.is_first() else None
     self._durations, self._waits = [], []
     self._shown = {}  # speed of the last interval, for the progress display
 
@@ -118,6 +123,8 @@ class ChunkTrainer:
     finally:
       for c in self.checkpoints:
         c.close()
+      if self._held:
+        self._held.close()
 
   def _train(self):
     state = self._restore() if self.start else self._init()
@@ -193,7 +200,9 @@ class ChunkTrainer:
   def _eval_sets(self) -> dict:
     train = self.config.train
     shares = mesh_lib.row_shares(self.program.mesh)
-    batch_size = -(-min(train.eval_sequences, train.global_batch_size) // shares) * shares
+    # No more rows than a micro-batch has, which fits with its backward pass.
+    rows = train.global_batch_size // self.program.options.accumulate_steps
+    batch_size = -(-min(train.eval_sequences, rows) // shares) * shares
     place = mesh_lib.BatchPlacer(self.program.mesh, 1, batch_size,
                                  spec=jax.sharding.PartitionSpec(None, *mesh_lib.ROWS))
     sets = {}
@@ -214,6 +223,8 @@ class ChunkTrainer:
   def _read(self, made: _Made):
     """Reads what a step made, after the next step was dispatched."""
     values = jax.device_get(made.metrics)
+    if self._held:
+      self._held.check()
     self._note_failures(values["failed_at"])
     last = made.step == self.plan.steps
     if made.step % self.plan.log_every == 0 or made.step == 1 or last:
@@ -303,45 +314,36 @@ class ChunkTrainer:
       checkpoint.save(
           made.step, state["params"], state["opt_state"],
           position={"next_step": made.step, "seed": member.config.seed, "tokens": tokens,
-                    "data_fingerprint": self.chunk.prepared.fingerprint},
+                    "data_fingerprint": self.chunk.prepared.fingerprint,
+                    "metrics": self.metrics[m].written()},
           meta={"member": member.name, "step": made.step, "steps": plan.steps, "tokens": tokens,
                 "config": as_json(member.config), "model": dataclasses.asdict(plan.model),
                 "parameters": plan.parameters, "weight_decay": member.config.optim.weight_decay,
                 "tokenizer_fingerprint": self.chunk.prepared.tokenizer_fingerprint,
                 "data_fingerprint": self.chunk.prepared.fingerprint})
 
-  def _common_step(self) -> int:
-    alive = [c.steps() for c, f in zip(self.checkpoints, self.failed, strict=True) if not f]
-    common = set.intersection(*map(set, alive)) if alive else set()
-    return max(common, default=0)
-
   def _init(self):
-    seeds = np.array([m.config.seed for m in self._padded], np.int32)
-    state = self.program.init(seeds)
-    return self._with_failures(state)
+    return self.program.init(np.array([m.config.seed for m in self._padded], np.int32))
 
   def _restore(self):
     abstract = self.program.abstract_member()
     members = []
-    for m, checkpoint in enumerate(self.checkpoints):
-      # A failed member only fills its place on the member axis.
-      step = self.start if not self.failed[m] else checkpoint.latest()
-      source = checkpoint if step else next(
-          c for c, f in zip(self.checkpoints, self.failed, strict=True) if not f)
-      params, opt_state, _, _ = source.restore(
-          step or self.start, abstract["params"], abstract["opt_state"])
+    for checkpoint in self.checkpoints:
+      params, opt_state, _, _ = checkpoint.restore(  # verified by `resume`
+          self.start, abstract["params"], abstract["opt_state"], verify=False)
+      self._check_count(checkpoint, opt_state)
       members.append({"params": params, "opt_state": opt_state,
                       "step": np.int32(self.start), "failed_at": np.int32(-1)})
     members += [members[-1]] * (len(self._padded) - len(members))
-    return self._with_failures(self.program.stack(members))
+    return self.program.stack(members)
 
-  def _with_failures(self, state):
-    if not any(self.failed):
-      return state
-    failures = [f["step"] if f else -1 for f in self.failed]
-    failures += [failures[-1]] * (len(self._padded) - len(failures))
-    failed_at = jax.device_put(np.array(failures, np.int32), state["failed_at"].sharding)
-    return state | {"failed_at": failed_at}
+  def _check_count(self, checkpoint, opt_state):
+    """Refuses a state of the optimizer that has counted other steps."""
+    for leaf in jax.tree.leaves(opt_state):
+      if leaf.ndim == 0 and np.issubdtype(leaf.dtype, np.integer) and int(leaf) != self.start:
+        raise RefusedCheckpoint(
+            checkpoint.directory / str(self.start),
+            f"its optimizer has counted {int(leaf)} updates and not {self.start}")
 
   def _hyper(self):
     plans = self.chunk.plans + [self.chunk.plans[-1]] * (len(self._padded) - len(self.chunk.plans))
@@ -362,9 +364,3 @@ def _eval_losses(evals: dict) -> dict:
     loss_sum_M, weight_sum_M = np.sum(sums, axis=0)
     losses[f"{name}/loss"] = loss_sum_M / weight_sum_M
   return losses
-
-
-def _read_failure(directory: pathlib.Path) -> dict | None:
-  path = directory / "FAILED.json"
-  return json.loads(path.read_text()) if path.exists() else None
-

@@ -35,13 +35,9 @@ ROWS = P(ROW_AXES)  # rows of a batch that all members share
 
 def axis_sizes(section: ConfigDict, num_devices: int) -> dict[str, int]:
   """Sizes of the mesh axes; one of them may be -1 and takes the devices that are left."""
+  check_axes(section)
   sizes = {axis: section[axis] for axis in AXES}
-  bad = [f"mesh.{a}={n}" for a, n in sizes.items() if n < 1 and n != -1]
-  if bad:
-    raise UserError(f"{bad[0]} must be positive, or -1 for the devices that are left.")
   free = [axis for axis, n in sizes.items() if n == -1]
-  if len(free) > 1:
-    raise UserError(f"only one mesh axis can be -1, not {' and '.join(free)}.")
   fixed = math.prod(n for n in sizes.values() if n != -1)
   if free and num_devices % fixed == 0:
     sizes[free[0]] = num_devices // fixed
@@ -50,6 +46,16 @@ def axis_sizes(section: ConfigDict, num_devices: int) -> dict[str, int]:
     raise UserError(f"the mesh ({shape}) does not fit {num_devices} device(s); its sizes must "
                     "multiply to that number.")
   return sizes
+
+
+def check_axes(section: ConfigDict) -> None:
+  """Refuses sizes that fit no number of devices."""
+  bad = [f"mesh.{a}={section[a]}" for a in AXES if section[a] < 1 and section[a] != -1]
+  if bad:
+    raise UserError(f"{bad[0]} must be positive, or -1 for the devices that are left.")
+  free = [axis for axis in AXES if section[axis] == -1]
+  if len(free) > 1:
+    raise UserError(f"only one mesh axis can be -1, not {' and '.join(free)}.")
 
 
 def make_mesh(section: ConfigDict) -> Mesh:

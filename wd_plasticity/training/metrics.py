@@ -26,17 +26,19 @@ of an interrupted and resumed run equals, byte for byte, that of one never inter
 Values that are not finite are written as null, which JSON can hold.
 """
 
+import hashlib
 import json
 import math
 import os
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from clu import platform
 
 from wd_plasticity.errors import UserError
-from wd_plasticity.files import named
+from wd_plasticity.files import named, parse_json, write_text
 
 
 def _json_value(value) -> int | float | None:
@@ -60,13 +62,13 @@ def _complete_lines(path: Path) -> Iterable[tuple[str, dict]]:
   for number, line in enumerate(lines[:-1], start=1):
     try:
       text = line.decode("utf-8")
-      record = json.loads(text)
+      record = parse_json(text)
       record["step"] = int(record["step"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
       if number == len(lines) - 1:
         return
-      raise UserError(f"line {number} of {path} is not a record of metrics; "
-                      "restore the file or delete that line.") from None
+      raise UserError(f"line {number} of {path} is not a record of metrics; restore the file from "
+                      "a copy.") from None
     yield text + "\n", record
 
 
@@ -88,18 +90,40 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
   return [record for _, record in _complete_lines(path)]
 
 
+def lacks(path: Path, step: int, written: Mapping | None) -> str:
+  """What a metrics.jsonl lacks of what was in it when a checkpoint was saved; '' for nothing.
+
+  Args:
+    path: the file.
+    step: of the checkpoint.
+    written: `MemberMetrics.written()` at that save; None where none was kept, then the last
+      record is compared with the step.
+
+  Returns:
+    A clause without a full stop.
+  """
+  if written is None:
+    steps = [record["step"] for record in read_metrics(path)] if path.exists() else []
+    steps = [s for s in steps if s <= step]
+    between = max((b - a for a, b in zip(steps, steps[1:], strict=False)), default=0)
+    return "" if steps and steps[-1] + between >= step else (
+        f"{path} ends before step {step}")
+  content = path.read_bytes()[:written["bytes"]] if path.exists() else b""
+  if len(content) < written["bytes"]:
+    return (f"{path} ends before step {step} (it has {len(content)} bytes of the "
+            f"{written['bytes']} that were there)")
+  if hashlib.sha256(content).hexdigest() != written["sha256"]:
+    return f"{path} is not what was written up to step {step} (its checksum differs)"
+  return ""
+
+
 def _keep_until(path: Path, start_step: int) -> None:
   """Drops records after `start_step`, all of them when it is 0, by an atomic rewrite."""
   if not path.exists():
     return
   # A run from step 0 writes its step-0 values again.
   kept = [line for line, record in _complete_lines(path) if 0 < start_step >= record["step"]]
-  temporary = path.with_name(path.name + ".tmp")
-  with open(temporary, "w", encoding="utf-8", newline="\n") as f:
-    f.writelines(kept)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(temporary, path)
+  write_text(path, "".join(kept))  # under a name of its own: no link is followed
 
 
 class _Lines:
@@ -108,11 +132,19 @@ class _Lines:
   def __init__(self, path: Path, start_step: int):
     _keep_until(path, start_step)
     self._file = open(path, "a", encoding="utf-8", newline="\n")
+    content = path.read_bytes()
+    self._bytes, self._sha256 = len(content), hashlib.sha256(content)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     # One write and flush per line: a kill can lose at most the line being written.
-    self._file.write(_json_line(step, values))
+    line = _json_line(step, values)
+    self._file.write(line)
     self._file.flush()
+    self._bytes += len(line)  # json.dumps writes ASCII
+    self._sha256.update(line.encode())
+
+  def written(self) -> dict[str, Any]:
+    return {"bytes": self._bytes, "sha256": self._sha256.hexdigest()}
 
   def sync(self) -> None:
     os.fsync(self._file.fileno())
@@ -131,9 +163,7 @@ def _start_wandb(directory: Path, name: str, project: str, config: Mapping | Non
         "`pip install wandb` or set --config.log.wandb=False.") from None
   id_file = directory / "wandb_id"
   if not id_file.exists():
-    temporary = id_file.with_name("wandb_id.tmp")
-    temporary.write_text(secrets.token_hex(8), encoding="utf-8")
-    os.replace(temporary, id_file)
+    write_text(id_file, secrets.token_hex(8))
   try:
     # create_new: the members of a sweep are logged side by side from one process.
     return wandb.init(
@@ -224,6 +254,10 @@ class MemberMetrics:
       with named(self._directory):
         self._metrics.sync()
         self._speed.sync()
+
+  def written(self) -> dict[str, Any] | None:
+    """Size and sha256 of metrics.jsonl so far, for a checkpoint; None where not enabled."""
+    return self._metrics.written() if self._enabled else None
 
   def close(self) -> None:
     """Closes the files and ends the Weights & Biases run."""

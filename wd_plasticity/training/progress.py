@@ -152,7 +152,8 @@ class Progress:
   def print(self, line: str) -> None:
     """Prints a line above the bar, or among the plain lines."""
     if self._bar is not None:
-      self._bar.console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
+      self._bar.console.print(visible(line), markup=False, emoji=False, highlight=False,
+                              soft_wrap=True)
     elif self._enabled:
       self._write(line)
 

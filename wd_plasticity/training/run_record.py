@@ -22,7 +22,7 @@ import wd_plasticity
 from wd_plasticity import errors
 from wd_plasticity.config import as_json, flat_defaults, flatten
 from wd_plasticity.errors import UserError
-from wd_plasticity.files import locked, write_json
+from wd_plasticity.files import check_place, locked, read_json, write_json
 
 # Fields that change how a run is executed or reported, not what it computes.
 FREE_FIELDS = ("log.", "checkpoint.", "mesh.", "distributed.", "sweep.", "data.num_workers",
@@ -30,6 +30,7 @@ FREE_FIELDS = ("log.", "checkpoint.", "mesh.", "distributed.", "sweep.", "data.n
 # Fields that only name something. What they name is compared by its content: the fingerprints
 # of data and tokenizer.
 NAMES = ("name", "data.train", "data.validation", "data.tokenizer.path", "data.tokenizer.eos")
+FINGERPRINTS = ("tokenizer_fingerprint", "data_fingerprint")
 # What a launcher says about itself, its tags and notes, as JSON.
 LAUNCH_VARIABLE = "WD_PLASTICITY_LAUNCH"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -39,8 +40,9 @@ def open_workdir(workdir: str | os.PathLike) -> None:
   """Makes the work directory and writes its `versions.json`, in process 0.
 
   Raises:
-    UserError: the directory cannot be made or written to.
+    UserError: the directory cannot be made or written to, or checkpoints cannot be kept in it.
   """
+  check_place(workdir)
   if jax.process_index() != 0:
     return
   try:
@@ -70,17 +72,14 @@ def check_member(directory: str | os.PathLike, config: ConfigDict | Mapping, *,
   now = {"config": as_json(config), "tokenizer_fingerprint": tokenizer_fingerprint,
          "data_fingerprint": data_fingerprint}
   try:
-    before = json.loads(path.read_text(encoding="utf-8"))
-    changed = changed_fields(before["config"], now["config"])
-    fingerprints = [(what, before[f"{what}_fingerprint"], now[f"{what}_fingerprint"])
-                    for what in ("tokenizer", "data")]
+    before = read(path)
   except FileNotFoundError:
     if jax.process_index() == 0:
       write_json(path, now)
     return
-  except (ValueError, KeyError, TypeError, AttributeError) as e:
-    raise UserError(f"{path} is not the record of a member; restore that file or give another "
-                    "--workdir.") from e
+  changed = changed_fields(before["config"], now["config"])
+  fingerprints = [(what, before[f"{what}_fingerprint"], now[f"{what}_fingerprint"])
+                  for what in ("tokenizer", "data")]
   if changed:
     shown = ", ".join(f"{name} was {json.dumps(a)} and is now {json.dumps(b)}"
                       for name, a, b in changed[:3])
@@ -92,6 +91,18 @@ def check_member(directory: str | os.PathLike, config: ConfigDict | Mapping, *,
       raise UserError(f"{directory} was started with another {what} (fingerprint {a}, now {b}): "
                       f"{_renamed(before['config'], now['config'])}; bring the old ones back or "
                       "give another --workdir.")
+
+
+def read(path: str | os.PathLike) -> dict[str, Any]:
+  """The record of a member: `config` and `FINGERPRINTS`.
+
+  Raises:
+    FileNotFoundError: there is none.
+    UserError: it cannot be read.
+  """
+  return read_json(path, "the record of a member",
+                   "restore that file from a copy or give another --workdir",
+                   {"config": dict, **dict.fromkeys(FINGERPRINTS, str)})
 
 
 def changed_fields(old: Mapping, new: Mapping) -> list[tuple[str, Any, Any]]:

@@ -29,6 +29,7 @@ from wd_plasticity.training.run_record import FREE_FIELDS
 # Fields in which members may differ without being told apart in columns of their own.
 _NOT_SWEPT = ("name", "seed", "optim.weight_decay", *FREE_FIELDS)
 _COPY = "copy of "
+_HUGE = 1e300  # no number of a run reaches it; whole numbers of JSON can
 # Terminals with fewer columns get a table of the essentials.
 _WIDE = 130
 
@@ -113,7 +114,7 @@ def config_of(folder: Path) -> dict:
 def _is_member(config: dict) -> bool:
   """Whether what tells members apart is there and of its types."""
   decay, seed = config.get("optim.weight_decay"), config.get("seed")
-  return (isinstance(decay, (int, float)) and math.isfinite(decay) and isinstance(seed, int)
+  return (isinstance(decay, (int, float)) and -_HUGE < decay < _HUGE and isinstance(seed, int)
           and not isinstance(config.get("train.steps"), (list, str)))
 
 
@@ -143,6 +144,9 @@ def member_row(folder: Path, config: dict, swept: Sequence[str]) -> dict:
   """
   path = folder / "metrics.jsonl"
   records = read_metrics(path) if path.exists() else []
+  if not all(v is None or (isinstance(v, (int, float)) and -_HUGE < v < _HUGE)
+             for r in records for v in r.values()):
+    raise UserError(f"{path} holds a value that is no number; restore the file or delete its line.")
   failure = read_json(folder / "FAILED.json")
 
   def last(name):
@@ -286,8 +290,8 @@ def write_summary(workdir: str | os.PathLike, console: Console | None = None) ->
   with locked(workdir / "sweep.csv"):  # of members that end together the last sees all
     rows = summarise(workdir)
     write_text(workdir / "sweep.csv", _csv(rows))
-    text = json.dumps(rows, indent=2, allow_nan=False) + "\n"
-    write_text(workdir / "sweep.json", text)
+    plain = [{name: _in_json(value) for name, value in row.items()} for row in rows]
+    write_text(workdir / "sweep.json", json.dumps(plain, indent=2, allow_nan=False) + "\n")
     write_atomically(workdir / "sweep.png", lambda f: summary_plot.save(rows, settings(rows), f))
   _print_table(rows, console or wide_console())
   return rows
@@ -297,6 +301,15 @@ def wide_console(width: int = 160) -> Console:
   """Standard output; where it is a file, which has no width, as wide as `width`."""
   console = Console()
   return console if console.is_terminal else Console(width=width)  # rich would take 80 columns
+
+
+def _in_json(value: Any) -> Any:
+  """The value, or what it prints as where JSON has none, such as NaN in a configuration."""
+  try:
+    json.dumps(value, allow_nan=False)
+    return value
+  except ValueError:
+    return str(value)
 
 
 def _csv(rows: Sequence[dict]) -> str:

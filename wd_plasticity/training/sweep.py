@@ -19,9 +19,8 @@ from wd_plasticity.errors import UserError
 from wd_plasticity.files import locked, read_json, write_json
 from wd_plasticity.members import Member
 from wd_plasticity.plan import Plan
-from wd_plasticity.training import distributed
+from wd_plasticity.training import distributed, resume
 from wd_plasticity.training import mesh as mesh_lib
-from wd_plasticity.training.checkpoint import finished_steps
 from wd_plasticity.training.loop import Chunk, ChunkTrainer, StopSignal
 from wd_plasticity.training.progress import Progress
 from wd_plasticity.training.step import Program, StepOptions
@@ -56,40 +55,31 @@ def train(groups: Sequence[tuple[Sequence[Member], Sequence[Plan], Prepared]],
       by_name = {m.name: p for m, p in zip(members, plans, strict=True)}
 
       def run(part, done, fitting=fitting, by_name=by_name, prepared=prepared):
-        ChunkTrainer(Chunk(part, [by_name[m.name] for m in part], fitting.program(), prepared,
-                           workdir), progress, stop, done).run()
+        # Each part runs in the program of the whole chunk, so that its bits are the same.
+        start, together = part
+        ChunkTrainer(Chunk(together, [by_name[m.name] for m in together], fitting.program(),
+                           prepared, workdir, start), progress, stop, done).run()
 
       remaining = list(members)
       while remaining:
         chunk = remaining[:fitting.now.members]
         done = before + (len(members) - len(remaining)) * plans[0].steps
-        if _run_parts(_parts(chunk, plans[0].steps, workdir), run, done, plans[0].steps):
+        parts = resume.parts(chunk, plans[0].steps, prepared, workdir, progress.print)
+        if _run_parts(parts, run, done, plans[0].steps):
           remaining = remaining[len(chunk):]
         else:
           fitting.lower()
       before += len(members) * plans[0].steps
 
 
-def _run_parts(parts: Sequence[Sequence[Member]], run: Callable, done: int, steps: int) -> bool:
+def _run_parts(parts: Sequence[tuple[int, list[Member]]], run: Callable, done: int,
+               steps: int) -> bool:
   """Whether the memory was enough for all of them."""
   for part in parts:
     if not memory.attempt(functools.partial(run, part, done))[0]:
       return False
-    done += len(part) * steps
+    done += len(part[1]) * steps
   return True
-
-
-def _parts(chunk, steps, workdir) -> list[list[Member]]:
-  """The members of a chunk by how far they are: finished, under way, not yet started.
-
-  They differ when a sweep has grown, or when a chunk was killed during its first save.
-  Each part runs in the program of the whole chunk, so that its bits are the same.
-  """
-  stages = {}
-  for member in chunk:
-    done = finished_steps(workdir / "members" / member.name / "checkpoints")
-    stages.setdefault(2 if steps in done else 1 if done else 0, []).append(member)
-  return [stages[stage] for stage in sorted(stages, reverse=True)]
 
 
 class Fitting:
