@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from wd_plasticity import paths
 from wd_plasticity.errors import UserError
 from wd_plasticity.training.run_record import LAUNCH_VARIABLE
 
@@ -44,9 +45,10 @@ def split_bucket(workdir: str) -> tuple[str, str]:
   """The bucket of a work directory, empty when it is a folder, and its path on the machines.
 
   Raises:
-    UserError: a gs:// address without a bucket, or without a folder in it.
+    UserError: a gs:// address without a bucket, or without a folder in it, or another address.
   """
   if not workdir.startswith("gs://"):
+    paths.local_path(workdir, "--workdir")
     return "", workdir
   match = re.fullmatch(r"gs://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])/([^/].*)", workdir, re.DOTALL)
   if not match:

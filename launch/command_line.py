@@ -6,13 +6,13 @@ import json
 import re
 import string
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from absl import flags
 
 from launch.jobs import Launch, check
-from wd_plasticity import cli
+from wd_plasticity import cli, commands, errors, paths
 from wd_plasticity import members as members_lib
 from wd_plasticity.errors import UserError
 from wd_plasticity.study import plan as study_plan
@@ -42,13 +42,17 @@ _CHECK = flags.DEFINE_bool(
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print exactly what would be submitted.")
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
+def run(main: Callable[[Sequence[str]], None], addresses: Collection[str] = ()) -> None:
   """Runs a launcher: `cli.run`, with --set_config understood and all flags in --help."""
   for flag in flags.FLAGS.get_key_flags_for_module(__name__):
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
   flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])
+  try:
+    sys.argv = flags.FLAGS.read_flags_from_files(sys.argv, force_gnu=False)
+  except flags.Error as e:
+    errors.exit_with(f"the command line cannot be used: {' '.join(str(e).split())}")
   sys.argv = as_config_flags(sys.argv)
-  cli.run(main)
+  cli.run(main, addresses)
 
 
 def as_config_flags(argv: Sequence[str]) -> list[str]:
@@ -88,11 +92,13 @@ def read_launch(devices_per_job: int = 0) -> Launch:
   filename, values = cli.config_source()
   sweep = None if _SWEEP.value == "none" else cli.load_sweep(filename)
   members = members_lib.expand(config, sweep, tuple(values))
+  for member in members:
+    paths.check_config(member.config)
   indices = () if _SWEEP.value == "none" else members_lib.select(members, _SWEEP.value)
   name = _NAME.value or config.name or Path(filename.partition(":")[0]).stem
   launch = Launch(
       config=config, filename=filename,
-      overrides=_overrides(sys.argv[1:]),
+      overrides=tuple(commands.config_words()[1:]),
       workdir=fill_in(_WORKDIR.value, name), name=name, tags=tuple(_TAGS.value),
       notes=_NOTES.value, members=tuple(members), indices=tuple(indices),
       members_per_job=_MEMBERS_PER_JOB.value, evals=tuple(_evals(filename)),
@@ -100,18 +106,6 @@ def read_launch(devices_per_job: int = 0) -> Launch:
   if _CHECK.value:
     check(launch)
   return launch
-
-
-def _overrides(arguments: Sequence[str]) -> tuple[str, ...]:
-  """Fields that a command line sets, each as one argument."""
-  made, before = [], ""
-  for argument in study_plan.config_flags(arguments):
-    if argument.startswith(("--config.", "-config.")):
-      made.append(argument)
-    elif made and before == made[-1]:  # --config.FIELD VALUE
-      made[-1] = f"{before}={argument}"
-    before = argument
-  return tuple(made)
 
 
 def cpu_devices() -> int:

@@ -19,6 +19,7 @@ from launch import command_line, local_devices, local_jobs, record
 from launch.jobs import Job, Launch, make_jobs
 from launch.local_devices import Group
 from launch.local_display import DONE, FAILED, NOT_RUN, Display
+from wd_plasticity import ownership
 from wd_plasticity.console import Console
 from wd_plasticity.study import processes
 from wd_plasticity.study.plan import REPORT
@@ -44,9 +45,10 @@ def main(argv: Sequence[str]):
     _print(jobs, groups, environment)
     return
   workdir = pathlib.Path(launch.workdir)
-  record.write(launch, "local", jobs, {})
-  with Display(jobs, len(groups)) as display:
-    ended = local_jobs.run(jobs, groups, workdir, environment, display)
+  with ownership.hold(workdir) as lock:
+    record.write(launch, "local", jobs, {})
+    with Display(jobs, len(groups)) as display:
+      ended = local_jobs.run(jobs, groups, workdir, environment, display, lock)
   _conclude(launch, ended, workdir)
 
 
@@ -74,7 +76,8 @@ def _conclude(launch: Launch, ended: Mapping[str, local_jobs.Ended],
   if launch.evals and ended[REPORT].state == DONE:
     console.print(f"report: {workdir / 'report' / 'report.html'}", markup=False)
   processes.conclude([(n, e.message, e.log) for n, e in ended.items() if e.state == FAILED],
-                     [n for n, e in ended.items() if e.state == NOT_RUN])
+                     [n for n, e in ended.items() if e.state == NOT_RUN],
+                     [(n, e.message) for n, e in ended.items() if e.state == DONE and e.message])
 
 
 if __name__ == "__main__":

@@ -69,7 +69,8 @@ class Display(LiveTable):
       self._seconds[name] = self._clock() - self._begun[name]
     self._note[name] = message or self._note[name]
     taken = f" in {format_seconds(self._seconds.get(name))}"
-    self._line(f"{name}: {state}" + (taken if state == DONE else f": {message}"))
+    self._line(f"{name}: {state}" + (taken if state == DONE else "")
+               + (f": {message}" if message else ""))
 
   def summary(self) -> str:
     """'3 of 8 jobs done, 2 running, 1:05 elapsed, 4:20 left'."""

@@ -11,7 +11,7 @@ from launch.jobs import STOPPED, Job
 from launch.local_devices import Group
 from launch.local_display import DONE, FAILED, NOT_RUN, Display
 from wd_plasticity.errors import Interrupted
-from wd_plasticity.study.processes import Program, Stop, only_one
+from wd_plasticity.study.processes import Program, Stop
 
 _POLL_SECONDS = 0.2
 
@@ -22,7 +22,7 @@ class Ended:
 
   Attributes:
     state: DONE, FAILED, or NOT_RUN because of one that failed.
-    message: why.
+    message: why; of one that is done, what it warns of.
     log: its log; None when it was not run.
   """
   state: str
@@ -31,7 +31,7 @@ class Ended:
 
 
 def run(jobs: Sequence[Job], groups: Sequence[Group], workdir: pathlib.Path,
-        environment: Mapping[str, str], display: Display) -> dict[str, Ended]:
+        environment: Mapping[str, str], display: Display, lock: int) -> dict[str, Ended]:
   """Runs jobs in their order, each as soon as those before it have ended and devices are free.
 
   Args:
@@ -40,6 +40,7 @@ def run(jobs: Sequence[Job], groups: Sequence[Group], workdir: pathlib.Path,
     workdir: of the run; logs go to launch/logs.
     environment: variables for all jobs.
     display: is told what happens.
+    lock: of the work directory (`ownership.hold`), which the jobs inherit.
 
   Returns:
     How each ended, by name.
@@ -51,7 +52,7 @@ def run(jobs: Sequence[Job], groups: Sequence[Group], workdir: pathlib.Path,
   ended: dict[str, Ended] = {}
   running: dict[str, tuple[Program, Group]] = {}
   waiting, free = list(jobs), list(groups)
-  with only_one(workdir) as lock, Stop() as stop:
+  with Stop() as stop:
     try:
       while running or (waiting and not stop.number):
         if not stop.number:
@@ -115,7 +116,7 @@ def _start(job: Job, group: Group, workdir: pathlib.Path, environment: Mapping[s
 
 def _how(program: Program, stop: Stop) -> Ended:
   if program.status == 0:
-    return Ended(DONE, log=program.log)
+    return Ended(DONE, program.warning(), program.log)
   if program.status in STOPPED:
     why = "its state is saved" if stop.number else "something else asked it to stop"
     return Ended(FAILED, f"stopped, {why}", program.log)

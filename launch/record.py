@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.jobs import Job, Launch
+from wd_plasticity import errors
 from wd_plasticity.errors import UserError
 from wd_plasticity.files import read_json, write_json
 
@@ -48,6 +49,5 @@ def write(launch: Launch, backend: str, jobs: Sequence[Job],
                   "after": list(j.after), "members": list(j.members),
                   "submitted": submitted.get(j.name)} for j in jobs]})
   except OSError as e:
-    raise UserError(f"--workdir={launch.workdir} cannot be written to ({e.strerror}); give a "
-                    "folder that can.") from e
+    raise UserError(f"{errors.describe(e, launch.workdir)}.") from e
   return path

@@ -21,6 +21,7 @@ from launch import command_line, record, slurm_scripts
 from launch.jobs import Launch, make_jobs
 from launch.shell import Commands
 from launch.slurm_scripts import Array, Resources
+from wd_plasticity import errors
 from wd_plasticity.console import Table
 from wd_plasticity.errors import UserError
 from wd_plasticity.files import write_text
@@ -105,8 +106,8 @@ def _submit(array: Array, launch: Launch, resources: Resources, folder: pathlib.
     logs.mkdir(parents=True, exist_ok=True)  # SLURM does not make it
     write_text(path, text)
   except OSError as e:
-    raise UserError(f"--workdir={launch.workdir} cannot be written to ({e.strerror}); give a "
-                    "folder that can, on a disk that the nodes see.") from e
+    raise UserError(f"{errors.describe(e, launch.workdir)}; --workdir has to be on a disk that "
+                    "the nodes see.") from e
   return commands.run(command).stdout.strip().split(";")[0]  # behind it: name of the cluster
 
 

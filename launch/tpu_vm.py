@@ -300,4 +300,4 @@ def _show(names: Sequence[str], request: Request, commands: shell.Commands, jobs
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run(main, addresses=("workdir",))

@@ -36,6 +36,7 @@ from absl import flags
 
 from launch import cloud, command_line
 from launch.jobs import Job, Launch, make_jobs
+from wd_plasticity import errors
 from wd_plasticity.errors import UserError
 from wd_plasticity.study.plan import PRETRAINING
 
@@ -113,8 +114,7 @@ def _make_folder(workdir: str) -> None:
   try:
     os.makedirs(workdir, exist_ok=True)
   except OSError as e:
-    raise UserError(f"--workdir={workdir} cannot be made ({e.strerror}); give a folder that can."
-                    ) from e
+    raise UserError(f"{errors.describe(e, workdir)}.") from e
 
 
 def _requirements():
@@ -215,4 +215,4 @@ def _show(launch: Launch, units, spec, make_executor) -> None:
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run(main, addresses=("workdir",))

@@ -71,7 +71,7 @@ def main(argv: Sequence[str]):
   if not _DELETE.value:
     _check_flags()
   launch = command_line.read_launch(_num_devices())
-  if launch.workdir.startswith("gs://"):
+  if "://" in launch.workdir:
     raise UserError(f"--workdir={launch.workdir} is not a folder; give the one at which a storage "
                     "of the cluster is mounted, and --storage=NAME (xpk storage list).")
   commands = shell.Commands(launch.dry_run, _POLL_SECONDS.value / 10)
@@ -325,4 +325,4 @@ def _delete(commands: shell.Commands, base: str) -> None:
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run(main, addresses=("workdir",))

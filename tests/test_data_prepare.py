@@ -13,6 +13,7 @@ import numpy as np
 import programs
 import pytest
 
+from wd_plasticity import files
 from wd_plasticity.config import default_config
 from wd_plasticity.data import documents, sources
 from wd_plasticity.data import prepare as prepare_lib
@@ -267,13 +268,12 @@ def test_null_texts_are_counted_as_empty(data, tmp_path):
   assert lines[-1].endswith("dropped 0 duplicates and 3 empty")
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOSPC])
 def test_a_folder_that_cannot_be_locked_is_one_sentence(data, tmp_path, monkeypatch, number):
-  def acquire(self, *args, **kwargs):
-    raise OSError(number, os.strerror(number))
-
-  monkeypatch.setattr(prepare_lib.filelock.FileLock, "acquire", acquire)
-  with pytest.raises(UserError, match="cannot be written to .*set data.cache_dir to another"):
+  def open_lock(path):
+    raise OSError(number, os.strerror(number), path)
+  monkeypatch.setattr(files, "open_lock", open_lock)
+  with pytest.raises(UserError, match="cannot be written to .*or set data.cache_dir to another"):
     prepare(data, tmp_path)
 
 

@@ -8,7 +8,6 @@ import re
 import signal
 import threading
 
-import filelock
 import launching
 import programs
 import pytest
@@ -20,6 +19,7 @@ from launch import local_devices, local_jobs
 from launch.jobs import Job
 from launch.local_devices import Group, divide
 from launch.local_display import Display
+from wd_plasticity import files, ownership
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals.results import Results
 from wd_plasticity.training import summary
@@ -98,7 +98,8 @@ _CPU = (Group("CPU"),)
 def _run(workdir, jobs, groups=_CPU, environment=()):
   lines = io.StringIO()
   with Display(jobs, len(groups), Console(file=lines, width=200)) as display:
-    ended = local_jobs.run(jobs, groups, workdir, dict(environment), display)
+    with ownership.hold(workdir) as lock:
+      ended = local_jobs.run(jobs, groups, workdir, dict(environment), display, lock)
   return ended, lines.getvalue()
 
 
@@ -163,11 +164,12 @@ from launch import local_jobs
 from launch.jobs import Job
 from launch.local_devices import Group
 from launch.local_display import Display
-from wd_plasticity import errors
+from wd_plasticity import errors, ownership
 jobs = [Job(f"long-{i}", "long", ("-m", "long_job", sys.argv[1], str(i))) for i in range(3)]
 def main(_):
-  with Display(jobs, 2) as display:
-    local_jobs.run(jobs, [Group("one"), Group("two")], pathlib.Path(sys.argv[1]), {}, display)
+  workdir = pathlib.Path(sys.argv[1])
+  with Display(jobs, 2) as display, ownership.hold(workdir) as lock:
+    local_jobs.run(jobs, [Group("one"), Group("two")], workdir, {}, display, lock)
 errors.run(main)
 """
 # As `study --step`: a program that turns into another, which is what has to be stopped.
@@ -266,11 +268,11 @@ def _one_during_another(monkeypatch, read, write, between):
   The first goes on when the second waits for its lock or, were there none, has written.
   """
   began, met = threading.Event(), threading.Event()
-  acquire = filelock.FileLock.acquire
-  def meet(self, *args, **kwargs):
+  lock_at_once = files.lock_at_once
+  def meet(*args):
     if threading.current_thread() is not first:
       met.set()
-    return acquire(self, *args, **kwargs)
+    return lock_at_once(*args)
   def slow_read(*args):
     found = read()
     if not began.is_set():
@@ -279,7 +281,7 @@ def _one_during_another(monkeypatch, read, write, between):
     return found
   first = threading.Thread(target=lambda: write(slow_read))
   with monkeypatch.context() as patch:
-    patch.setattr(filelock.FileLock, "acquire", meet)
+    patch.setattr(files, "lock_at_once", meet)
     first.start()
     began.wait()
     between()

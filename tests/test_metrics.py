@@ -97,7 +97,7 @@ def test_a_full_disk_ends_the_writing_of_curves(tmp_path):
   with pytest.raises(OSError) as error:
     for step in range(30):  # more than a queue holds
       curves.write(step, {"x": 1.0})
-  assert error.value.errno == errno.ENOSPC
+  assert error.value.errno == errno.ENOSPC and str(tmp_path) in str(error.value.filename)
   with contextlib.suppress(OSError):
     curves.close()
 

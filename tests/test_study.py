@@ -12,12 +12,12 @@ import tiny
 from rich.console import Console
 from waiting import until
 
-from wd_plasticity import cli
+from wd_plasticity import cli, ownership
 from wd_plasticity.config import default_config, flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals.config import attention_rank_config, finetune_config, probe_config
 from wd_plasticity.members import expand
-from wd_plasticity.study import plan, processes, records, run
+from wd_plasticity.study import plan, records, run
 from wd_plasticity.study.display import Display
 from wd_plasticity.study.plan import Step
 
@@ -35,7 +35,8 @@ def _step(workdir, name, *after, text="made", inputs="1", code=None, **fields):
 def _run(workdir, steps):
   lines = io.StringIO()
   with Display(steps, Console(file=lines, width=200)) as display:
-    made = run.run(steps, records.Records(workdir), display)
+    with ownership.hold(workdir) as lock:
+      made = run.run(steps, records.Records(workdir), display, lock)
   return {r.name: r for r in made}, lines.getvalue()
 
 
@@ -89,16 +90,16 @@ from rich.console import Console
 from wd_plasticity.study import records, run
 from wd_plasticity.study.display import Display
 from wd_plasticity.study.plan import Step
-from wd_plasticity import errors
+from wd_plasticity import errors, ownership
 step = Step("long", ("-m", "long_step", sys.argv[1]), "1", ("out",))
 def main(_):
-  with Display([step]) as display:
-    run.run([step], records.Records(sys.argv[1]), display)
+  with Display([step]) as display, ownership.hold(sys.argv[1]) as lock:
+    run.run([step], records.Records(sys.argv[1]), display, lock)
 errors.run(main)
 """
 _LONG = """
 import pathlib, signal, sys, time
-from wd_plasticity import cli
+from wd_plasticity import cli, ownership
 from wd_plasticity.errors import Interrupted
 from wd_plasticity.training.progress import Progress
 folder = pathlib.Path(sys.argv.pop())
@@ -148,14 +149,6 @@ def test_killed_it_leaves_no_step_behind_and_a_second_start_waits_for_its_end(tm
   _wait_for(tmp_path / "stopped")  # the step noticed
   again = _start_long(tmp_path)
   assert again.finish().count("long: done") == 1 and again.returncode == 0
-
-
-def test_two_studies_do_not_share_a_work_directory(tmp_path, monkeypatch):
-  monkeypatch.setattr(processes.time, "sleep", lambda _: None)
-  with processes.only_one(tmp_path):
-    with pytest.raises(UserError, match="another study is running"):
-      with processes.only_one(tmp_path):
-        pass
 
 
 def _display(minutes, clock):
@@ -238,12 +231,6 @@ def test_the_config_written_for_a_step_is_the_one_of_the_study(tmp_path):
   points = []
   cli.load_function(str(path), "sweep")(points.append)
   assert points == list(sweep)
-
-
-def test_the_flags_of_the_config_are_handed_on():
-  flags = ["--workdir=w", "--config", "c.py:size=1b", "--config.seed=1", "--config.log.wandb",
-           "--config.name", "x", "--dry_run"]
-  assert plan.config_flags(flags) == flags[1:-1]
 
 
 def test_steps_follow_from_what_they_are_made_of():

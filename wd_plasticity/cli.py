@@ -6,13 +6,13 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from wd_plasticity import config_file, errors, typed_config
+from wd_plasticity import config_file, errors, paths, typed_config
 from wd_plasticity.config import flatten
 from wd_plasticity.config_file import load_function, one_line
 from wd_plasticity.errors import UserError
@@ -51,11 +51,18 @@ def define_config_flag(program: str = ""):
   return holder
 
 
-def run(main: Callable[[Sequence[str]], None]):
-  """Runs a program: parses flags, calls `main(argv)`, and reports user errors in one line."""
+def run(main: Callable[[Sequence[str]], None], addresses: Collection[str] = ()):
+  """Runs a program: parses flags, calls `main(argv)`, and reports user errors in one line.
+
+  Args:
+    main: of the program.
+    addresses: flags of paths that may be addresses, such as gs://BUCKET/FOLDER.
+  """
   def parse(argv):
     try:
-      return _parse(argv)
+      rest = _parse(argv)
+      paths.check_flags(except_for=addresses)
+      return rest
     except UserError as e:
       errors.exit_with(e)
   def quiet_main(argv):

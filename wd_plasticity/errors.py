@@ -7,6 +7,7 @@ an exhausted quota are one thing, as are a missing permission and a read-only fi
 import errno
 import os
 import re
+import select
 import sys
 
 from absl import logging
@@ -24,6 +25,7 @@ class Interrupted(Exception):
 
 EXIT_USER_ERROR = 2
 EXIT_KEYBOARD = 130  # 128 + SIGINT
+EXIT_PIPE = 141  # 128 + SIGPIPE, of `| head`
 EXIT_INTERRUPTED = 143  # 128 + SIGTERM, what schedulers expect of a preempted job
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -73,6 +75,20 @@ def is_out_of_memory(error: BaseException | None) -> bool:
   return False
 
 
+def _nobody_reads() -> bool:
+  """Whether what is printed goes into a pipe that nobody reads; then it is thrown away."""
+  try:
+    out = sys.stdout.fileno()
+  except (OSError, ValueError, AttributeError):  # not a file of the system
+    return False
+  pipe = select.poll()
+  pipe.register(out, 0)
+  if not any(event & select.POLLERR for _, event in pipe.poll(0)):
+    return False
+  os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+  return True
+
+
 def exit_with(error: object):
   """Ends the program with the sentence of a user's mistake."""
   print(f"error: {plain.one_line(error)}", file=sys.stderr, flush=True)
@@ -102,6 +118,8 @@ def _run(main, argv):
   except OSError as e:
     if e.errno is None:  # not of the system
       raise
+    if e.errno == errno.EPIPE and _nobody_reads():
+      sys.exit(EXIT_PIPE)
     logging.debug("a call of the system failed", exc_info=True)
     exit_with(f"{describe(e)}.")
   except Exception as e:

@@ -2,17 +2,17 @@
 so that whatever is wrong with it is one sentence."""
 
 import contextlib
+import fcntl
 import json
 import os
 import sys
+import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import filelock
-
-from wd_plasticity.errors import UserError
+from wd_plasticity.errors import NO_LOCKS, UserError
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], Any]) -> None:
@@ -30,9 +30,22 @@ def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], Any])
       f.flush()
       os.fsync(f.fileno())
     os.replace(temporary, path)
-  except BaseException:
-    with contextlib.suppress(FileNotFoundError):
+  except BaseException as e:
+    with contextlib.suppress(OSError):
       os.unlink(temporary)
+    if isinstance(e, OSError):
+      e.filename, e.filename2 = str(path), None  # what the caller knows it by
+    raise
+
+
+@contextlib.contextmanager
+def named(path: str | os.PathLike) -> Iterator[None]:
+  """Has failures of the system say of which file they are; writing into one does not tell."""
+  try:
+    yield
+  except OSError as e:
+    if e.errno is not None and e.filename is None:
+      e.filename = os.fspath(path)
     raise
 
 
@@ -110,16 +123,67 @@ def _wrong(path, what, why, advice) -> UserError:
   return UserError(f"{path} is not {what} ({why}); {advice}.")
 
 
-def locked(path: str | os.PathLike) -> filelock.BaseFileLock:
+@contextlib.contextmanager
+def locked(path: str | os.PathLike, waiting: Callable[[], Any] | None = None) -> Iterator[None]:
   """For `with`: the right to read, change and rewrite a file that several processes rewrite.
 
   Jobs of a launch share a work directory; without it the last to write may have read
-  before the others had written.
+  before the others had written. Waits while another process has it.
+
+  Args:
+    path: of the file; the lock is a hidden file beside it.
+    waiting: called once when another process has it.
   """
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
+  lock = open_lock(path.with_name(f".{path.name}.lock"))
+  try:
+    if waiting is not None and not lock_at_once(lock, path):
+      waiting()
+    while not lock_at_once(lock, path):
+      time.sleep(_SECONDS_BETWEEN_TRIES)
+    yield
+  finally:
+    os.close(lock)  # and with it the lock
+
+
+def open_lock(path: str | os.PathLike) -> int:
+  """A file descriptor to lock; the file is made if need be, and stays."""
   # Like the files themselves, usable by a group that shares the folder.
-  return filelock.FileLock(path.with_name(f".{path.name}.lock"), mode=0o664)
+  return os.open(path, os.O_RDWR | os.O_CREAT, 0o664)
+
+
+def lock_at_once(lock: int, path: str | os.PathLike) -> bool:
+  """Locks an open file for this process, and those that inherit it; False when others have it.
+
+  The lock ends with the last process that has the file open, in whichever way. Where the
+  file system has no locks this is said once, and everyone gets it.
+
+  Args:
+    lock: from `open_lock`.
+    path: what is locked, named when the file system has no locks.
+  """
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  except OSError as e:
+    if e.errno not in NO_LOCKS:
+      raise
+    _say_without_locks(os.fspath(path), e.strerror)
+  return True
+
+
+_SECONDS_BETWEEN_TRIES = 0.05
+_said_without_locks = []
+
+
+def _say_without_locks(path: str, reason: str) -> None:
+  if not _said_without_locks:
+    _said_without_locks.append(path)
+    print(f"note: the file system of {path} has no locks ({reason}), so two runs in one work "
+          "directory cannot be told apart there; start only one at a time.", file=sys.stderr,
+          flush=True)
 
 
 def is_plain_name(text: Any) -> bool:

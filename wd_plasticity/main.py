@@ -6,14 +6,16 @@ Any field of the config can be set: --config.optim.weight_decay=0.3. The same co
 again goes on where the last one stopped.
 """
 
+import contextlib
 import pathlib
+import sys
 from collections.abc import Sequence
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from wd_plasticity import cli
+from wd_plasticity import cli, ownership, paths
 from wd_plasticity import members as members_lib
 from wd_plasticity.data.prepare import check as check_data
 from wd_plasticity.data.prepare import prepare
@@ -42,6 +44,8 @@ def main(argv: Sequence[str]):
   filename, overrides = cli.config_source()
   members = members_lib.chosen(config, cli.load_sweep(filename), tuple(overrides),
                                _SWEEP_INDEX.value)
+  for member in members:
+    paths.check_config(member.config)
   hardware.keep_freed_memory()
   _show_cpu_devices(config)
   line = distributed.initialise(config.distributed)
@@ -64,20 +68,23 @@ def main(argv: Sequence[str]):
 
 
 def _run(groups: list[list[Member]], plans: list, workdir: pathlib.Path):
-  run_record.open_workdir(workdir)
+  names = [m.name for members in groups for m in members]
+  with contextlib.ExitStack() as stack:
+    distributed.first_does("the members are held", lambda: stack.enter_context(
+        ownership.hold_members(workdir, names)))
+    _train(groups, plans, workdir)
+  distributed.barrier("end of the run")
+  _refuse_no_result(names, workdir)
+
+
+def _train(groups: list[list[Member]], plans: list, workdir: pathlib.Path):
+  distributed.first_does("the work directory", lambda: run_record.open_workdir(workdir))
   jobs = []
   for members, group_plans in zip(groups, plans, strict=True):
     prepared = _prepare(members[0].config, workdir)
-    for member in members:
-      run_record.check_member(workdir / "members" / member.name, member.config,
-                              tokenizer_fingerprint=prepared.tokenizer_fingerprint,
-                              data_fingerprint=prepared.fingerprint)
+    distributed.first_does("the members", lambda members=members, plans=group_plans,
+                           prepared=prepared: _open_members(members, plans, prepared, workdir))
     jobs.append((members, group_plans, prepared))
-    if distributed.is_first():
-      for member, plan in zip(members, group_plans, strict=True):
-        directory = workdir / "members" / member.name
-        write_json(directory / "plan.json", as_record(plan))
-        prepared.tokenizer.save(directory / "tokenizer")  # what the checkpoints were trained with
   described = describe(groups[0][0], plans[0][0], len(groups[0]))  # asks all processes
   if distributed.is_first():
     print(described, flush=True)
@@ -86,17 +93,43 @@ def _run(groups: list[list[Member]], plans: list, workdir: pathlib.Path):
   sweep.train(jobs, workdir, stop)
   if distributed.is_first():
     summary.write_summary(workdir)
-  distributed.barrier("end of the run")
+
+
+def _open_members(members: list[Member], plans: list, prepared, workdir: pathlib.Path):
+  """Compares members with their first start, or makes their folders."""
+  for member in members:
+    run_record.check_member(workdir / "members" / member.name, member.config,
+                            tokenizer_fingerprint=prepared.tokenizer_fingerprint,
+                            data_fingerprint=prepared.fingerprint)
+  for member, plan in zip(members, plans, strict=True):
+    directory = workdir / "members" / member.name
+    write_json(directory / "plan.json", as_record(plan))
+    prepared.tokenizer.save(directory / "tokenizer")  # what the checkpoints were trained with
+
+
+def _refuse_no_result(names: list[str], workdir: pathlib.Path):
+  """Ends with an error when no member is left; only says it when some have failed."""
+  failed = [n for n in names if (workdir / "members" / n / "FAILED.json").exists()]
+  if not failed:
+    return
+  shown = ", ".join(failed[:3]) + (f" and {len(failed) - 3} more" if len(failed) > 3 else "")
+  if len(failed) < len(names):
+    if distributed.is_first():
+      print(f"warning: {len(failed)} of {len(names)} members failed ({shown}): the loss or an "
+            "update was not finite; the others are done.", file=sys.stderr, flush=True)
+    return
+  distributed.leave()
+  raise UserError(
+      f"no member is left: the loss or an update of {shown} was not finite; lower the learning "
+      "rate or set optim.clip_norm, and give another --workdir or move the failed members away.")
 
 
 def _prepare(config: ConfigDict, workdir: pathlib.Path):
   """Prepared data; the first process makes them, the others then find them in the cache."""
   cache = pathlib.Path(config.data.cache_dir or workdir / "cache")
-  report = print if distributed.is_first() else lambda line: None
-  if distributed.is_first():
-    prepared = prepare(config.data, cache, report)
-  distributed.barrier("data are prepared")
-  return prepared if distributed.is_first() else prepare(config.data, cache, report, verify=False)
+  prepared = distributed.first_does("data are prepared",
+                                     lambda: prepare(config.data, cache, print))
+  return prepared or prepare(config.data, cache, lambda line: None, verify=False)
 
 
 def _show_cpu_devices(config: ConfigDict):

@@ -17,6 +17,7 @@ that change the result, so a changed source is prepared anew. stats.json has a c
 file of records, compared at each start; what is damaged is prepared anew, and that is said.
 """
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -24,15 +25,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 
-import filelock
 import numpy as np
 from absl import flags
 
-from wd_plasticity import cli
+from wd_plasticity import cli, errors, paths
 from wd_plasticity.data import documents, sources, text_checks, tokenizers
 from wd_plasticity.data import records as records_lib
 from wd_plasticity.errors import UserError
-from wd_plasticity.files import parse_json, write_json
+from wd_plasticity.files import locked, parse_json, write_json
 
 FORMAT = 1  # raised when the same input would be prepared differently
 _BATCH_CHARACTERS = 4_000_000  # of text that is tokenised at once
@@ -90,15 +90,13 @@ def prepare(data, cache_dir: str | os.PathLike, report: Callable[[str], None] = 
     for note in prepared.stats.get("notes", ()):
       report(f"data: {note}")
     return prepared
-  lock = filelock.FileLock(directory + ".lock")
-  try:
-    lock.acquire(timeout=1)
-  except filelock.Timeout:
+  def waiting():
     report(f"data: another process prepares {directory}; waiting for it")
-    lock.acquire()
-  except OSError as e:
-    raise _cannot_write(cache_dir, e) from e
-  try:
+  with contextlib.ExitStack() as held:
+    try:
+      held.enter_context(locked(directory, waiting))
+    except OSError as e:
+      raise _cannot_write(cache_dir, e) from e
     prepared = _open(directory, fingerprint, lambda line: None)  # another process was first
     if prepared is None:
       _write(data, train, validation, fingerprint, directory, report)
@@ -107,8 +105,6 @@ def prepare(data, cache_dir: str | os.PathLike, report: Callable[[str], None] = 
         raise UserError("a source file changed while it was read; run the same command again "
                         "once it is complete.")
       prepared = _open(directory, fingerprint, report, verify=False)
-  finally:
-    lock.release()
   return prepared
 
 
@@ -159,8 +155,8 @@ def check(data) -> None:
 
 
 def _cannot_write(folder: str, e: OSError) -> UserError:
-  return UserError(f"prepared data cannot be written to {folder} ({e.strerror}); set "
-                   "data.cache_dir to another folder.")
+  return UserError(f"prepared data cannot be written to {folder}: {errors.describe(e, folder)}; "
+                   "or set data.cache_dir to another folder.")
 
 
 def _check(data) -> None:
@@ -373,6 +369,7 @@ def main(argv) -> None:
   del argv
   if _CONFIG.value is None:
     raise UserError("--config is missing; name a configuration file, like --config=configs/x.py.")
+  paths.check_config(_CONFIG.value)
   data = _CONFIG.value.data
   cache_dir = _CACHE_DIR.value or data.cache_dir
   if not cache_dir:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from wd_plasticity import files
 from wd_plasticity.errors import UserError
 from wd_plasticity.files import parse_json, write_json
 
@@ -27,29 +28,33 @@ class RecordWriter:
     self._dtype = np.dtype(dtype)
     self._num_tokens = 0
     self._file = open(path, "wb")
-    self._header_size = self._write_header(0)
+    with files.named(path):
+      self._header_size = self._write_header(0)
 
   def add(self, ids: np.ndarray) -> None:
     """Appends the ids of a document."""
-    self._file.write(np.ascontiguousarray(ids, self._dtype).data)
+    with files.named(self._file.name):
+      self._file.write(np.ascontiguousarray(ids, self._dtype).data)
     self._num_tokens += len(ids)
 
   def close(self) -> tuple[int, int]:
     """Drops the incomplete last record; returns (records, tokens dropped)."""
     num_records, remainder = divmod(self._num_tokens, self._length)
-    self._file.truncate(
-        self._header_size + num_records * self._length * self._dtype.itemsize)
-    self._file.seek(0)
-    if self._write_header(num_records) != self._header_size:
-      raise RuntimeError("the .npy header changed its size")
-    self._file.flush()
-    os.fsync(self._file.fileno())
-    self._file.close()
+    with files.named(self._file.name):
+      self._file.truncate(
+          self._header_size + num_records * self._length * self._dtype.itemsize)
+      self._file.seek(0)
+      if self._write_header(num_records) != self._header_size:
+        raise RuntimeError("the .npy header changed its size")
+      self._file.flush()
+      os.fsync(self._file.fileno())
+      self._file.close()
     return num_records, remainder
 
   def abort(self) -> None:
-    """Closes the file as it is; does nothing after `close`."""
-    self._file.close()
+    """Closes the file as it is, also on a full disk; does nothing after `close`."""
+    with contextlib.suppress(OSError):
+      self._file.close()
 
   def _write_header(self, num_records: int) -> int:
     # numpy pads headers so that the first axis can grow in place.

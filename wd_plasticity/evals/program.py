@@ -7,7 +7,6 @@ it runs, on which checkpoints, and what is done already is in the session.
 import pathlib
 import shlex
 import signal
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from absl import flags
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from wd_plasticity import cli, memory
+from wd_plasticity import cli, commands, errors, memory, paths
 from wd_plasticity import members as members_lib
 from wd_plasticity.config import as_json
 from wd_plasticity.data import prepare
@@ -241,10 +240,8 @@ class Session:
 
   def _prepare(self, target: Target, data: ConfigDict) -> prepare.Prepared:
     where = self.config.cache_dir or self.workdir / "cache"
-    if distributed.is_first():
-      prepare.prepare(data, where, print)
-    distributed.barrier("data are prepared")
-    made = prepare.prepare(data, where, lambda line: None)
+    made = distributed.first_does("data are prepared", lambda: prepare.prepare(data, where, print))
+    made = made or prepare.prepare(data, where, lambda line: None)
     if made.fingerprint != target.meta["data_fingerprint"]:
       raise UserError(f"the data that {target.name} was trained on are not there, and what "
                       f"{data.train or 'the embedded corpus'} holds now is not the same; name the "
@@ -281,12 +278,15 @@ def run(program: str, main: Callable[[Session], None]) -> None:
     filename, overrides = cli.config_source()
     points = members_lib.expand(config, cli.load_sweep(filename), tuple(overrides), alone=())
     checks.check(program, points)
+    for point in points:
+      paths.check_config(point.config)
     hardware.keep_freed_memory()
     if config.mesh.cpu_devices:
       jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
     line = distributed.initialise(config.distributed)
     signal.signal(signal.SIGTERM, _stop)
-    command = shlex.join(["python", "-m", f"wd_plasticity.evals.{program}", *sys.argv[1:]])
+    command = shlex.join(["python", *commands.words(
+        f"wd_plasticity.evals.{program}", ("config", "checkpoint", "workdir", "replace"))])
     session = Session(program, config, checkpoints.value, workdir.value, command=command,
                       points=points, replace=replace.value)
     session.print(line)
@@ -303,8 +303,7 @@ def execute(session: Session, main: Callable[[Session], None]) -> None:
   try:
     session.results.directory.mkdir(parents=True, exist_ok=True)
   except OSError as e:
-    raise UserError(f"--workdir={session.workdir} cannot be written to ({e.strerror}); give a "
-                    "folder that can.") from e
+    raise UserError(f"{errors.describe(e, session.workdir)}.") from e
   # Hand-written kernels find the mesh by its context, see models/attention.py.
   with jax.set_mesh(session.mesh):
     try:

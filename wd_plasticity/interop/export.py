@@ -14,13 +14,12 @@ import re
 import shlex
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
 
-from wd_plasticity import cli
+from wd_plasticity import cli, commands, errors
 from wd_plasticity.errors import Interrupted, UserError
 from wd_plasticity.evals.targets import Target
 from wd_plasticity.files import write_json, write_text
@@ -90,8 +89,7 @@ def export(path: str | os.PathLike, out: str | os.PathLike, *, dtype: str = "",
     shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
     temporary.mkdir(parents=True)
   except OSError as e:
-    raise UserError(f"--out={out} cannot be written to ({e.strerror}); give another folder."
-                    ) from e
+    raise UserError(f"--out={out}: {errors.describe(e, out)}.") from e
   try:
     own = temporary / OWN_FOLDER
     own.mkdir()
@@ -261,7 +259,8 @@ def run() -> None:
     if not out.value:
       raise UserError("--out=FOLDER is missing; the model is written there.")
     prepare_process("nothing was written")
-    command = shlex.join(["python", "-m", "wd_plasticity.interop.export", *sys.argv[1:]])
+    command = shlex.join(["python", *commands.words(
+        "wd_plasticity.interop.export", ("checkpoint", "out", "dtype", "shard_size"))])
     export(checkpoint.value, out.value, dtype=dtype.value, shard_size=shard_size.value,
            command=command)
 

@@ -16,7 +16,6 @@ remembered for `interop.export` to give the same bits back.
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -26,24 +25,24 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from wd_plasticity import cli
+from wd_plasticity import cli, errors, ownership, paths
 from wd_plasticity.config import as_json, default_config
 from wd_plasticity.data import prepare, tokenizers
 from wd_plasticity.errors import UserError
 from wd_plasticity.files import write_json, write_text
 from wd_plasticity.interop import (
-    parameter_stream,
-    tokenizer_files,
-    transformers_config,
-    transformers_files,
-    transformers_weights,
+  parameter_stream,
+  tokenizer_files,
+  transformers_config,
+  transformers_files,
+  transformers_weights,
 )
 from wd_plasticity.interop.export import (
-    FORMAT,
-    KEPT_FOLDER,
-    OWN_FILE,
-    OWN_FOLDER,
-    prepare_process,
+  FORMAT,
+  KEPT_FOLDER,
+  OWN_FILE,
+  OWN_FOLDER,
+  prepare_process,
 )
 from wd_plasticity.models import flops
 from wd_plasticity.models.config import ModelConfig
@@ -118,20 +117,21 @@ def import_model(request: Request, report: Callable[[str], None] = print) -> pat
   meta = _meta(request, own, fields, tensors, places, config, model, tokenizer, data_fingerprint,
                source)
   path = directory / "checkpoints" / str(meta["step"])
-  if _is_there(path, meta):
-    report(f"{path} holds this model already; nothing was done.")
-    return path
-  # The checkpoint comes last: without it the member is not there, and a second run goes on.
   is_new = not directory.exists()
-  _open_member(directory, config, tokenizer, data_fingerprint, workdir)
-  try:
-    _keep_files(source, directory / KEPT_FOLDER, with_tokenizer=not request.tokenizer)
-    _write_records(directory, meta, config, model)
-    _write_checkpoint(path, places, tensors, meta)
-  except UserError:
-    if is_new:  # what a refused model has left is no member
-      shutil.rmtree(directory, ignore_errors=True)
-    raise
+  with ownership.hold(directory, f"member {request.name}"):
+    if _is_there(path, meta):
+      report(f"{path} holds this model already; nothing was done.")
+      return path
+    # The checkpoint comes last: without it the member is not there, and a second run goes on.
+    _open_member(directory, config, tokenizer, data_fingerprint, workdir)
+    try:
+      _keep_files(source, directory / KEPT_FOLDER, with_tokenizer=not request.tokenizer)
+      _write_records(directory, meta, config, model)
+      _write_checkpoint(path, places, tensors, meta)
+    except UserError:
+      if is_new:  # what a refused model has left is no member
+        shutil.rmtree(directory, ignore_errors=True)
+      raise
   report(f"{request.name}/{meta['step']}: {len(places)} tensors, "
          f"{meta['parameters']['total']:,} parameters, in {path}")
   return path
@@ -250,7 +250,7 @@ def _data_fingerprint(request, own, config, tokenizer, workdir, report) -> str:
   try:
     tokenizer.save(str(saved))
   except OSError as e:
-    raise UserError(f"{cache} cannot be written to ({e.strerror}); give another --workdir.") from e
+    raise UserError(f"{errors.describe(e, cache)}.") from e
   config["data"]["tokenizer"] |= {"kind": "saved", "path": str(saved), "eos": ""}
   return prepare.prepare(ConfigDict(config["data"]), cache, report).fingerprint
 
@@ -322,9 +322,8 @@ def _open_member(directory, config, tokenizer, data_fingerprint, workdir) -> Non
     run_record.check_member(directory, config, tokenizer_fingerprint=tokenizer.fingerprint,
                             data_fingerprint=data_fingerprint)
     tokenizer.save(str(directory / "tokenizer"))
-  except (PermissionError, FileExistsError, NotADirectoryError) as e:
-    raise UserError(f"--workdir={workdir} cannot be written to ({os.strerror(e.errno)}); give a "
-                    "folder that can.") from e
+  except OSError as e:
+    raise UserError(f"{errors.describe(e, workdir)}.") from e
 
 
 def _keep_files(source: pathlib.Path, folder: pathlib.Path, with_tokenizer: bool) -> None:
@@ -392,6 +391,8 @@ def run() -> None:
                        (name, "the name of the member")):
       if not flag.value:
         raise UserError(f"--{flag.name}=... is missing; it names {what}.")
+    if config.value is not None:
+      paths.check_config(config.value)
     prepare_process("nothing that looks finished was left")
     import_model(Request(
         model=pathlib.Path(model.value), workdir=pathlib.Path(workdir.value), name=name.value,

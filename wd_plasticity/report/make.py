@@ -1,12 +1,11 @@
 """From results on disk to the report: page, figures on paper, tables and the answer."""
 
 import dataclasses
-import errno
 import logging
 import os
 from pathlib import Path
 
-from wd_plasticity import files
+from wd_plasticity import errors, files
 from wd_plasticity.errors import UserError
 from wd_plasticity.report import answer as answer_lib
 from wd_plasticity.report import figures as figures_lib
@@ -47,10 +46,8 @@ def write(study: Study, answers: list[Answer], out: str | os.PathLike) -> Path:
     path = out / "report.html"
     files.write_text(path, page.render(study, answers, figures))
   except OSError as e:
-    if e.errno == errno.ENOSPC:
-      raise
-    raise UserError(f"the report cannot be written to {out}: {e.strerror} ({e.filename}); "
-                    "give another folder as --out.") from e
+    raise UserError(f"the report cannot be written to {out}: {errors.describe(e, out)}; "
+                    "--out=FOLDER gives another place.") from e
   return path
 
 

@@ -7,6 +7,7 @@ command again goes on where the last one stopped, and redoes what a change of th
 or of the data has made invalid; what it replaces is kept in WORKDIR/outdated.
 """
 
+import contextlib
 import pathlib
 import shlex
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from wd_plasticity import cli
+from wd_plasticity import cli, commands, ownership, paths
 from wd_plasticity import members as members_lib
 from wd_plasticity.console import Console
 from wd_plasticity.data import prepare
@@ -46,8 +47,8 @@ def main(argv: Sequence[str]):
   config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
   filename, overrides = cli.config_source()
   _, colon, argument = filename.partition(":")
+  declared = plan.load_evals(cli.load_function(filename, "evals"), argument if colon else None)
   if _STEP.value is not None:
-    declared = plan.load_evals(cli.load_function(filename, "evals"), argument if colon else None)
     members = members_lib.chosen(config, cli.load_sweep(filename), tuple(overrides),
                                  _SWEEP_INDEX.value)
     _become(declared, members, workdir)
@@ -57,23 +58,26 @@ def main(argv: Sequence[str]):
     raise UserError("a study starts its programs on one machine; with distributed.mode=on run "
                     "wd_plasticity.main and the eval programs by themselves.")
   members = members_lib.expand(config, cli.load_sweep(filename), tuple(overrides))
-  evals = plan.load_evals(cli.load_function(filename, "evals"), argument if colon else None)
-  cache = pathlib.Path(config.data.cache_dir or workdir / "cache")
-  data_fingerprint = prepare.fingerprint_of(config.data, cache)
-  steps = plan.make_steps(plan.config_flags(sys.argv[1:]), members, data_fingerprint, evals,
-                          str(workdir))
-  known = records.Records(workdir)
-  if _DRY_RUN.value:
-    dry_run.check(members, evals)
-    for step in steps:
-      print(f"{step.name}: {'done' if known.holds(step) else 'to do'}\n  {step.shown()}")
-    return
-  for line in records.set_aside_changed_members(workdir, members, data_fingerprint):
-    print(line, flush=True)
-  for e in evals:
-    write_text(plan.config_path(str(workdir), e.program), plan.config_text(e))
-  with Display(steps) as display:
-    made = run_lib.run(steps, known, display)
+  for member in members:
+    paths.check_config(member.config)
+  # Before anything is changed, data that are looked at for the first time included.
+  with contextlib.nullcontext(-1) if _DRY_RUN.value else ownership.hold(workdir) as lock:
+    cache = pathlib.Path(config.data.cache_dir or workdir / "cache")
+    data_fingerprint = prepare.fingerprint_of(config.data, cache)
+    steps = plan.make_steps(commands.config_words(), members, data_fingerprint, declared,
+                            str(workdir))
+    known = records.Records(workdir)
+    if _DRY_RUN.value:
+      dry_run.check(members, declared)
+      for step in steps:
+        print(f"{step.name}: {'done' if known.holds(step) else 'to do'}\n  {step.shown()}")
+      return
+    for line in records.set_aside_changed_members(workdir, members, data_fingerprint):
+      print(line, flush=True)
+    for e in declared:
+      write_text(plan.config_path(str(workdir), e.program), plan.config_text(e))
+    with Display(steps) as display:
+      made = run_lib.run(steps, known, display, lock)
   _conclude(made, workdir)
 
 
@@ -88,13 +92,40 @@ def _become(evals: Sequence[plan.Eval], members: Sequence[members_lib.Member],
   if wanted is None:
     raise UserError(f"--step={_STEP.value} is not an eval of this study; it has "
                     f"{', '.join(e.program for e in evals)}.")
-  folders = [str(workdir / "members" / m.name) for m in members]
-  command = plan.eval_command(wanted, str(workdir), folders)
+  folders = [str(workdir / "members" / m.name) for m in members
+             if not _has_nothing(workdir / "members" / m.name)]
+  if not folders:
+    raise UserError("all of these members failed in pretraining before their first checkpoint; "
+                    "there is nothing to evaluate.")
+  path = plan.config_path(str(workdir), wanted.program)
+  if not _DRY_RUN.value:
+    path = _write_own_config(path, plan.config_text(wanted))
+  command = plan.eval_command(wanted, str(workdir), folders, path)
   if _DRY_RUN.value:
     print(shlex.join(["python", *command]))
     sys.exit(0)
-  write_text(plan.config_path(str(workdir), wanted.program), plan.config_text(wanted))
   cli.become(command)
+
+
+def _has_nothing(member: pathlib.Path) -> bool:
+  """Whether a member failed before its first checkpoint, which is said."""
+  from wd_plasticity.training import checkpoint  # orbax is slow to import
+
+  if not (member / "FAILED.json").exists() or checkpoint.finished_steps(member / "checkpoints"):
+    return False
+  print(f"{member.name} failed in pretraining before its first checkpoint and is left out.",
+        flush=True)
+  return True
+
+
+def _write_own_config(path: pathlib.Path, text: str) -> pathlib.Path:
+  """Writes the configuration of an eval, beside one that is another's; returns where it is."""
+  if not path.exists():
+    write_text(path, text)
+  if path.read_text(encoding="utf-8") != text:  # of a study that may be running
+    path = path.with_stem(f"{path.stem}-{plan.fingerprint(text)[:8]}")
+    write_text(path, text)
+  return path
 
 
 def _conclude(made: Sequence[records.Record], workdir: pathlib.Path) -> None:
@@ -104,7 +135,8 @@ def _conclude(made: Sequence[records.Record], workdir: pathlib.Path) -> None:
     terminal.show(found, answer_lib.answers(found), workdir / "report" / "report.html", Console())
   processes.conclude(
       [(r.name, r.message, workdir / r.log) for r in made if r.state == records.FAILED],
-      [r.name for r in made if r.state == records.WAITING])
+      [r.name for r in made if r.state == records.WAITING],
+      [(r.name, r.message) for r in made if r.state == records.DONE and r.message])
 
 
 if __name__ == "__main__":

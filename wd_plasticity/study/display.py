@@ -109,7 +109,8 @@ class Display(LiveTable):
       self._seconds[name] = self._clock() - self._begun[name]
     taken = format_seconds(self._seconds.get(name, 0.0))
     self._note[name] = message or taken
-    self._line(f"{name}: {state}" + (f" in {taken}" if state == DONE else f": {message}"))
+    self._line(f"{name}: {state}" + (f" in {taken}" if state == DONE else "")
+               + (f": {message}" if message else ""))
 
   def print(self, line: str) -> None:
     self._console.print(visible(line), markup=False, emoji=False, highlight=False, soft_wrap=True)

@@ -21,7 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from wd_plasticity import typed_config
+from wd_plasticity import paths, typed_config
 from wd_plasticity.config import as_json, flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals import checks, lm_eval_tasks
@@ -139,7 +139,10 @@ def read_tasks(e: Eval) -> list[str]:
   Raises:
     UserError: an impossible field, an unknown task, or files that cannot be read.
   """
-  checks.check(e.program, expand(e.config, sweep_of(e), alone=()))
+  points = expand(e.config, sweep_of(e), alone=())
+  for point in points:
+    paths.check_config(point.config)
+  checks.check(e.program, points)
   if e.program == "lm_eval":
     return lm_eval_tasks.read(e.config)
   found = []
@@ -159,23 +162,12 @@ def _fingerprint_of_split(name: str, split: str, source: str) -> str:
   return registry.load(name, split, source).fingerprint
 
 
-def config_flags(arguments: Sequence[str]) -> list[str]:
-  """Those of a command line's arguments that set the config, also as `--config FILE`."""
-  found = []
-  for i, argument in enumerate(arguments):
-    before = arguments[i - 1] if i else ""
-    is_value = before.lstrip("-").startswith("config") and before[:1] == "-" and "=" not in before
-    if argument.startswith(("--config", "-config")) or (is_value and argument[:1] != "-"):
-      found.append(argument)
-  return found
-
-
 def make_steps(own_flags: Sequence[str], members: Sequence[Member], data_fingerprint: str,
                evals: Sequence[Eval], workdir: str) -> list[Step]:
   """The steps of a study in the order in which they are run.
 
   Args:
-    own_flags: the --config flags of the command line.
+    own_flags: that set the configuration of the pretraining (`commands.config_words`).
     members: of the pretraining.
     data_fingerprint: of its data as they are now.
     evals: what is measured.
@@ -205,10 +197,14 @@ def make_steps(own_flags: Sequence[str], members: Sequence[Member], data_fingerp
   return steps
 
 
-def eval_command(e: Eval, workdir: str, checkpoints: Sequence[str]) -> tuple[str, ...]:
-  """Arguments of the Python interpreter that run an eval on checkpoints of a study."""
+def eval_command(e: Eval, workdir: str, checkpoints: Sequence[str],
+                 config: pathlib.Path | None = None) -> tuple[str, ...]:
+  """Arguments of the Python interpreter that run an eval on checkpoints of a study.
+
+  Its configuration is in the file `config`, by default `config_path`.
+  """
   return ("-m", f"wd_plasticity.evals.{e.program}",
-          f"--config={config_path(workdir, e.program)}",
+          f"--config={config or config_path(workdir, e.program)}",
           *(f"--checkpoint={c}" for c in checkpoints), f"--workdir={workdir}", "--replace")
 
 

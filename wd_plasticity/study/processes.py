@@ -4,8 +4,6 @@ A program that is started here reports how far it is through a file, writes what
 to a log, and is asked to stop when this process ends, in whichever way (cli.py).
 """
 
-import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -14,11 +12,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wd_plasticity.cli import PARENT_VARIABLE
-from wd_plasticity.errors import UserError
 from wd_plasticity.training.progress import FILE_VARIABLE
 
 _SECONDS_TO_STOP = 300.0  # a large checkpoint takes its time
@@ -31,7 +28,7 @@ class Program:
     command: arguments of the Python interpreter.
     log: file to which its output is appended.
     progress: file in which it says how far it is.
-    lock: of `only_one`, which the program holds as well.
+    lock: of `ownership.hold`, which the program inherits.
     environment: variables beside those of this process.
   """
 
@@ -86,25 +83,37 @@ class Program:
 
   def last_words(self) -> str:
     """What it said last: its error, or its last line."""
-    with open(self.log, encoding="utf-8", errors="replace") as f:
-      f.seek(self._begin)
-      lines = [line.strip() for line in f if line.strip()]
+    lines = self._said()
     said = next((line for line in reversed(lines) if line.startswith("error: ")),
                 lines[-1] if lines else f"it ended with status {self.status} and said nothing")
     return said.removeprefix("error: ")
+
+  def warning(self) -> str:
+    """What one that has succeeded warns of, such as members that failed; '' for nothing."""
+    return next((line.removeprefix("warning: ") for line in reversed(self._said())
+                 if line.startswith("warning: ")), "")
+
+  def _said(self) -> list[str]:
+    with open(self.log, encoding="utf-8", errors="replace") as f:
+      f.seek(self._begin)
+      return [line.strip() for line in f if line.strip()]
 
   def close(self) -> None:
     """Lets go of it; one that still runs is asked to stop."""
     os.close(self._write_end)
 
 
-def conclude(failed: Sequence[tuple[str, str, os.PathLike]], not_run: Sequence[str]) -> None:
+def conclude(failed: Sequence[tuple[str, str, os.PathLike]], not_run: Sequence[str],
+             warnings: Sequence[tuple[str, str]] = ()) -> None:
   """Says what failed and what was therefore not run; exit status 1 if something did.
 
   Args:
     failed: name, why, and log.
     not_run: names.
+    warnings: name, and what it warns of, of those that succeeded.
   """
+  for name, message in warnings:
+    print(f"warning: {name}: {message}", file=sys.stderr, flush=True)
   for name, message, log in failed:
     print(f"{name} failed: {message.rstrip('.')}. Its log is {log}.", file=sys.stderr)
   if not_run:
@@ -112,41 +121,6 @@ def conclude(failed: Sequence[tuple[str, str, os.PathLike]], not_run: Sequence[s
   if failed:
     print("the same command again runs what is left.", file=sys.stderr, flush=True)
     sys.exit(1)
-
-
-@contextlib.contextmanager
-def only_one(workdir: pathlib.Path) -> Iterator[int]:
-  """Holds the work directory for one study and the programs it starts.
-
-  A program inherits the lock: should this process be killed, it is held until its
-  programs, which notice, have ended as well.
-
-  Raises:
-    UserError: another study holds it, or it cannot be written to.
-  """
-  path = workdir / "study" / "lock"
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-  except OSError as e:
-    raise UserError(f"--workdir={workdir} cannot be written to ({e.strerror}); give a folder that "
-                    "can.") from e
-  try:
-    for waited in range(61):
-      try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        break
-      except BlockingIOError:
-        if waited == 0:
-          print("a study is running in this work directory; waiting a minute for its step to end",
-                flush=True)
-        time.sleep(1)
-    else:
-      raise UserError(f"another study is running in {workdir}; wait for it, or give another "
-                      "--workdir.")
-    yield lock
-  finally:
-    os.close(lock)
 
 
 class Stop:

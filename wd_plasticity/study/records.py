@@ -15,6 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from wd_plasticity import ownership
 from wd_plasticity.config import as_json
 from wd_plasticity.files import write_json
 from wd_plasticity.members import Member
@@ -36,7 +37,7 @@ class Record:
     seconds: that it took.
     finished: when it ended, in seconds since 1970.
     log: path of its log, relative to the work directory.
-    message: why it failed.
+    message: why it failed; of one that is done, what it warns of, such as members that failed.
   """
   name: str
   command: str
@@ -97,21 +98,23 @@ def set_aside_changed_members(workdir: str | os.PathLike, members: Sequence[Memb
 
   Returns:
     A sentence for each of them.
+
+  Raises:
+    UserError: one of them is being trained; nothing is moved.
   """
   workdir = pathlib.Path(workdir)
+  reasons = {m.name: _changed(workdir / "members" / m.name / "config.json", m.config,
+                              data_fingerprint) for m in members}
+  changed = {name: reason for name, reason in reasons.items() if reason}
   said = []
-  for member in members:
-    reason = _changed(workdir / "members" / member.name / "config.json", member.config,
-                      data_fingerprint)
-    if reason:
+  with ownership.hold_members(workdir, list(changed)):
+    for name, reason in changed.items():
       folder = workdir / "outdated" / time.strftime("%Y%m%d-%H%M%S")
-      places = [workdir / "members" / member.name,
-                *sorted(workdir.glob(f"evals/*/{member.name}"))]
-      for place in places:
+      for place in (workdir / "members" / name, *sorted(workdir.glob(f"evals/*/{name}"))):
         to = folder / place.relative_to(workdir)
         to.parent.mkdir(parents=True, exist_ok=True)
         os.replace(place, to)
-      said.append(f"{member.name} is pretrained again: {reason}; the earlier one is in {folder}.")
+      said.append(f"{name} is pretrained again: {reason}; the earlier one is in {folder}.")
   return said
 
 

@@ -7,14 +7,20 @@ from collections.abc import Sequence
 from wd_plasticity.errors import Interrupted
 from wd_plasticity.study.display import Display
 from wd_plasticity.study.plan import Step
-from wd_plasticity.study.processes import Program, Stop, only_one
+from wd_plasticity.study.processes import Program, Stop
 from wd_plasticity.study.records import DONE, FAILED, WAITING, Record, Records
 
 _POLL_SECONDS = 0.2
 
 
-def run(steps: Sequence[Step], records: Records, display: Display) -> list[Record]:
+def run(steps: Sequence[Step], records: Records, display: Display, lock: int) -> list[Record]:
   """Runs what does not hold any more; a step that fails stops only those that need it.
+
+  Args:
+    steps: every one behind those it needs.
+    records: of the study.
+    display: is told what happens.
+    lock: of the work directory (`ownership.hold`), which the programs inherit.
 
   Returns:
     The record of every step.
@@ -23,7 +29,7 @@ def run(steps: Sequence[Step], records: Records, display: Display) -> list[Recor
     Interrupted: SIGTERM or Ctrl-C, after the running step has saved its state.
   """
   made: dict[str, Record] = {}
-  with only_one(records.workdir) as lock, Stop() as stop:
+  with Stop() as stop:
     for step in steps:
       record = records.holds(step)
       if record is not None:
@@ -66,7 +72,7 @@ def _run_step(step: Step, records: Records, display: Display, stop: Stop, lock: 
     raise Interrupted(f"stopped by {signal.Signals(stop.number).name} in {step.name}; what is done "
                       "is kept, run the same command again to go on.")
   state = DONE if program.status == 0 else FAILED
-  message = "" if state == DONE else program.last_words()
+  message = program.warning() if state == DONE else program.last_words()
   return Record(step.name, step.shown(), state, inputs, records.outputs(step),
                 round(time.monotonic() - begun, 1), time.time(),
                 log.relative_to(records.workdir).as_posix(), message)

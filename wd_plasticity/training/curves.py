@@ -11,6 +11,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from wd_plasticity.files import named
+
 
 class Curves:
   """Scalars of one start of a run, on disk as soon as written.
@@ -30,7 +32,8 @@ class Curves:
 
     self._event, self._summary, self._checksum = Event, Summary, masked_crc32c
     name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
-    self._file = open(Path(directory) / name, "ab")
+    self._path = Path(directory) / name
+    self._file = open(self._path, "ab")
     self._put(file_version="brain.Event:2")
     self._put(step=start_step + 1 if start_step else 0,
               session_log=SessionLog(status=SessionLog.START))
@@ -49,5 +52,6 @@ class Curves:
     length = struct.pack("<Q", len(data))
     checksums = (struct.pack("<I", self._checksum(x)) for x in (length, data))
     # At once: a kill can lose at most the record being written.
-    self._file.write(length + next(checksums) + data + next(checksums))
-    self._file.flush()
+    with named(self._path):
+      self._file.write(length + next(checksums) + data + next(checksums))
+      self._file.flush()

@@ -1,13 +1,24 @@
 """Start of `jax.distributed`: explicit, with a timeout, and told in one line."""
 
+import functools
+import itertools
+import json
 import os
 import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
 
 import jax
-import numpy as np
+from jax._src.clusters import SlurmCluster
+from jax._src.distributed import global_state  # the keys of the coordinator have no public name
 from ml_collections import ConfigDict
 
 from wd_plasticity.errors import UserError
+from wd_plasticity.training import rendezvous
 
 MODES = ("auto", "on", "off")
 # Set to 'on' by launchers whose machines JAX can tell apart though no variable shows it, such
@@ -52,6 +63,8 @@ def _connect(section):
           "distributed.process_id from 0 to num_processes - 1.")
     arguments.update(coordinator_address=section.coordinator,
                      num_processes=section.num_processes, process_id=section.process_id)
+  if where := _where_to_meet(section):  # JAX would abort the process when the others do not come
+    rendezvous.meet(*where, section.timeout_seconds)
   try:
     jax.distributed.initialize(**arguments)
   except (RuntimeError, ValueError) as e:
@@ -66,6 +79,18 @@ def _connect(section):
       jax.config.update(field, "all")
 
 
+def _where_to_meet(section) -> tuple[str, int, int] | None:
+  """Coordinator, number of processes and which one this is; None where only JAX finds out."""
+  if section.coordinator:
+    return section.coordinator, section.num_processes, section.process_id
+  if not SlurmCluster.is_env_present() or "JAX_COORDINATOR_ADDRESS" in os.environ:
+    return None
+  address = SlurmCluster.get_coordinator_address(None, os.environ.get("JAX_COORDINATOR_PORT"))
+  if not rendezvous.is_known(address):
+    return None
+  return address, SlurmCluster.get_process_count(), SlurmCluster.get_process_id()
+
+
 def _alone_on_node() -> bool:
   """Whether every node of a SLURM step or an Open MPI job runs one of its processes."""
   return bool(re.fullmatch(r"1(\(x\d+\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
@@ -77,31 +102,116 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
-def barrier(name: str):
-  """Waits for all processes."""
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
-    multihost_utils.sync_global_devices(name)
+def barrier(name: str) -> None:
+  """Waits for all processes; says once a minute which ones are missing."""
+  first_does(name, lambda: None)
 
 
-def told_by_first(decide) -> int:
-  """The whole number that `decide()` gives in the first process, in all processes.
+def first_does(name: str, do: Callable[[], Any]) -> Any:
+  """Has process 0 do something while the others wait for it; all are here before it begins.
+
+  Args:
+    name: of what is done, for people.
+    do: in process 0.
+
+  Returns:
+    What `do` returns in process 0; in the others the same if it is a whole number, else None.
 
   Raises:
-    UserError: in all processes, when `decide` raised in the first.
+    UserError: in the other processes as well, when `do` raises in process 0.
   """
   if jax.process_count() == 1:
-    return decide()
-  from jax.experimental import multihost_utils
-  value, error = -1, None
+    return do()
+  here = f"wd_plasticity/{next(_number)}"
   if is_first():
+    return _as_first(here, name, do)
+  def arrive():
+    _client().key_value_set(f"{here}/arrived/{jax.process_index()}", "")
+    return _value(f"{here}/done")
+  made, failure = json.loads(_wait_for(arrive, name, lambda: _first_is_missing(here)))
+  if failure:
+    leave()
+    raise UserError(f"process 0 says: {failure}")
+  return made
+
+
+def _as_first(here: str, name: str, do: Callable[[], Any]) -> Any:
+  """What process 0 does in `first_does`, at keys that begin with `here`."""
+  others = {i: f"{here}/arrived/{i}" for i in range(1, jax.process_count())}
+  def missing():
+    arrived = {key for key, _ in _client().key_value_dir_get(f"{here}/arrived/")}
+    return [i for i, key in others.items() if key not in arrived]
+  _client().key_value_set(f"{here}/first", "waits")
+  for key in others.values():
+    _wait_for(functools.partial(_value, key), name, missing)
+  _client().key_value_set(f"{here}/first", "works", allow_overwrite=True)
+  try:
+    made = do()
+  except Exception as e:
+    failure = " ".join(str(e).split()) or type(e).__name__
+    _client().key_value_set(f"{here}/done", json.dumps([None, failure]))
+    leave()
+    raise
+  told = made if isinstance(made, int) else None
+  _client().key_value_set(f"{here}/done", json.dumps([told, ""]))
+  return made
+
+
+def leave() -> None:
+  """Parts from the other processes, which do so as well; to end without aborting them."""
+  if jax.process_count() > 1:
+    jax.distributed.shutdown()
+
+
+def _first_is_missing(here: str) -> list[int]:
+  """Process 0, for one of the others to say; none while process 0 says who is missing."""
+  if jax.process_index() != 1:
+    return []
+  try:
+    asked = _in_thread(lambda: _client().blocking_key_value_get(f"{here}/first", 1000))
+    waits = asked.result(timeout=5.0) == "waits"
+  except (TimeoutError, jax.errors.JaxRuntimeError):
+    waits = False
+  return [] if waits else [0]
+
+
+_number = itertools.count()
+_SECONDS_BETWEEN_LINES = 60.0
+_MILLISECONDS_AT_MOST = 30 * 86_400_000  # something else ends a run that waits for so long
+
+
+def _client():
+  """The connection to the coordinator, which keeps keys and values for all processes."""
+  return global_state.client
+
+
+def _value(key: str) -> str:
+  """The value of a key, once a process has given it one."""
+  return _client().blocking_key_value_get(key, _MILLISECONDS_AT_MOST)
+
+
+def _in_thread(do: Callable[[], str]) -> Future:
+  """What `do` returns; a coordinator that is stopped does not even say that time is over."""
+  made = Future()
+  def run():
     try:
-      value = decide()
-    except Exception as e:  # the others wait for an answer
-      error = e
-  value = int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-  if error is not None:
-    raise error
-  if value < 0:
-    raise UserError("the first process cannot go on; it says why.")
-  return value
+      made.set_result(do())
+    except Exception as e:
+      made.set_exception(e)
+  threading.Thread(target=run, daemon=True).start()
+  return made
+
+
+def _wait_for(do: Callable[[], str], name: str, missing: Callable[[], Sequence[int]]) -> str:
+  """What `do` returns, which waits for other processes; says who is missing meanwhile."""
+  begun, answer = time.monotonic(), _in_thread(do)
+  while True:
+    try:
+      return answer.result(timeout=_SECONDS_BETWEEN_LINES)
+    except TimeoutError:
+      if names := ", ".join(map(str, missing())):
+        print(f"process {jax.process_index()} has waited {time.monotonic() - begun:.0f} s at "
+              f"{name!r} for process {names} of {jax.process_count()}", file=sys.stderr, flush=True)
+    except jax.errors.JaxRuntimeError as e:
+      raise UserError(f"the coordinator, process 0, does not answer at {name!r} any more; its "
+                      "own log says why; run the same command again to go on.") from e

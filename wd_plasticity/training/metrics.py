@@ -38,7 +38,7 @@ from typing import Any
 from clu import platform
 
 from wd_plasticity.errors import UserError
-from wd_plasticity.files import parse_json, write_text
+from wd_plasticity.files import named, parse_json, write_text
 from wd_plasticity.training.curves import Curves
 
 
@@ -205,7 +205,7 @@ class MemberMetrics:
     self._enabled = enabled
     if not enabled:
       return
-    directory = Path(directory)
+    self._directory = directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     # Before the files, which a refused start must leave as they were.
     self._wandb = _start_wandb(directory, name, project, config) if wandb else None
@@ -221,13 +221,15 @@ class MemberMetrics:
       values: name to number; NumPy and JAX scalars are accepted.
     """
     if self._enabled:
-      self._metrics.write(step, values)
+      with named(self._directory):
+        self._metrics.write(step, values)
       self._write_curves(step, values)
 
   def write_speed(self, step: int, values: Mapping[str, float]) -> None:
     """Appends wall-clock values, which differ from run to run, to speed.jsonl."""
     if self._enabled:
-      self._speed.write(step, values)
+      with named(self._directory):
+        self._speed.write(step, values)
       self._write_curves(step, {f"speed/{name}": value for name, value in values.items()})
 
   def _write_curves(self, step: int, values: Mapping[str, float]) -> None:
@@ -244,8 +246,9 @@ class MemberMetrics:
     Before a checkpoint, which claims it: a mounted bucket gets nothing earlier.
     """
     if self._enabled:
-      self._metrics.sync()
-      self._speed.sync()
+      with named(self._directory):
+        self._metrics.sync()
+        self._speed.sync()
 
   def written(self) -> dict[str, Any] | None:
     """Size and sha256 of metrics.jsonl so far, for a checkpoint; None where not enabled."""

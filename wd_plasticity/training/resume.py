@@ -38,13 +38,14 @@ def parts(members: Sequence[Member], steps: int, prepared: Prepared, workdir: Pa
   """
   stand: dict[int, list[Member]] = {}
   for member in members:
-    step = distributed.told_by_first(
+    step = distributed.first_does(
+        f"where member {member.name} stands",
         lambda member=member: _newest(member, steps, prepared, workdir, tell))
     stand.setdefault(step, []).append(member)
   for step, lower in zip(sorted(stand, reverse=True), sorted(stand, reverse=True)[1:],
                          strict=False):
-    if 0 < lower and step < steps and distributed.told_by_first(
-        lambda step=step, lower=lower: int(all(
+    if 0 < lower and step < steps and distributed.first_does(
+        "where members can go on together", lambda step=step, lower=lower: int(all(
             _has_before(member, step, lower, steps, prepared, workdir)
             for member in stand[step]))):
       tell(f"{', '.join(m.name for m in stand[step])} is at step {step} and goes back to step "

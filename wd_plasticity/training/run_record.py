@@ -19,6 +19,7 @@ import jax
 from ml_collections import ConfigDict
 
 import wd_plasticity
+from wd_plasticity import errors
 from wd_plasticity.config import as_json, flat_defaults, flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.files import check_place, locked, read_json, write_json
@@ -48,9 +49,9 @@ def open_workdir(workdir: str | os.PathLike) -> None:
     path = Path(workdir) / "versions.json"
     with locked(path):  # jobs of a launch start together
       _write_versions(path)
-  except (PermissionError, FileExistsError, NotADirectoryError) as e:
-    raise UserError(f"--workdir={workdir} cannot be written to ({os.strerror(e.errno)}); give "
-                    "a folder that can.") from e
+  except OSError as e:
+    raise UserError(f"--workdir={workdir} cannot be written to: {errors.describe(e, workdir)}."
+                    ) from e
 
 
 def check_member(directory: str | os.PathLike, config: ConfigDict | Mapping, *,
