@@ -122,7 +122,7 @@ def _write_own_config(path: pathlib.Path, text: str) -> pathlib.Path:
   """Writes the configuration of an eval, beside one that is another's; returns where it is."""
   if not path.exists():
     write_text(path, text)
-  if path.read_text(encoding="utf-8") != text:  # of a study that may be running
+  if path.read_bytes() != text.encode("utf-8"):  # of a study that may be running
     path = path.with_stem(f"{path.stem}-{plan.fingerprint(text)[:8]}")
     write_text(path, text)
   return path
