@@ -40,6 +40,7 @@ from clu import platform
 
 from wd_plasticity.errors import UserError
 from wd_plasticity.files import named, parse_json, write_text
+from wd_plasticity.training.curves import Curves
 
 
 def _json_value(value) -> int | float | None:
@@ -209,18 +210,13 @@ class MemberMetrics:
     self._enabled = enabled
     if not enabled:
       return
-    from tensorboardX import SummaryWriter  # slow to import, and reports do without it
-
     self._directory = directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     # Before the files, which a refused start must leave as they were.
     self._wandb = _start_wandb(directory, name, project, config) if wandb else None
     self._metrics = _Lines(directory / "metrics.jsonl", start_step)
     self._speed = _Lines(directory / "speed.jsonl", start_step)
-    # TensorBoard hides events of earlier files from purge_step on. It writes from a
-    # thread, which must not keep long what a kill would lose for good.
-    self._tensorboard = SummaryWriter(
-        str(directory), purge_step=start_step + 1 if start_step else 0, flush_secs=1)
+    self._curves = Curves(directory, start_step)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Appends values that follow from the configuration (see the table of names).
@@ -245,8 +241,7 @@ class MemberMetrics:
     # A gap in the curve stands for a value that is not finite.
     finite = {name: v for name, v in ((n, _json_value(v)) for n, v in values.items())
               if v is not None}
-    for name, value in finite.items():
-      self._tensorboard.add_scalar(name, value, step)
+    self._curves.write(step, finite)
     if self._wandb is not None:
       self._wandb.log(finite, step=step)
 
@@ -270,7 +265,7 @@ class MemberMetrics:
       return
     self._metrics.close()
     self._speed.close()
-    self._tensorboard.close()
+    self._curves.close()
     if self._wandb is not None:
       self._wandb.finish()
 

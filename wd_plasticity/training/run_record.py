@@ -26,7 +26,8 @@ from wd_plasticity.files import check_place, locked, parse_json, read_json, writ
 
 # Fields that change how a run is executed or reported, not what it computes.
 FREE_FIELDS = ("log.", "checkpoint.", "mesh.", "distributed.", "sweep.", "data.num_workers",
-               "data.cache_dir", "train.log_every")
+               "data.cache_dir", "train.log_every", "train.accumulate_steps",
+               "train.loss_tile_tokens", "model.remat", "model.attention")
 # Fields that only name something. What they name is compared by its content: the fingerprints
 # of data and tokenizer.
 NAMES = ("name", "data.train", "data.validation", "data.tokenizer.path", "data.tokenizer.eos")
