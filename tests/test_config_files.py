@@ -145,9 +145,9 @@ def test_code_that_raises_is_a_sentence_with_its_line(tmp_path, body, words):
 
 def test_recursion_without_end_and_interruptions(tmp_path):
   path = tmp_path / "y.py"
+  path.write_text("def get_config():\n  return get_config()\n")
   _refused(lambda: config_file.get_config(str(path)), "line 2 (return get_config())",
            "RecursionErr")
-  _refused(lambda: config_file.get_config(str(path)), "line 2 (return get_config())", "RecursionErr")
   for body, kind in (("raise KeyboardInterrupt", KeyboardInterrupt),
                      ("from wd_plasticity.errors import Interrupted; raise Interrupted('x')",
                       Interrupted)):
