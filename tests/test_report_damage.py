@@ -1,12 +1,10 @@
 """A report of results that hold what they should not: what can be shown is, the rest is named."""
 
-import io
 import json
 import random
 from pathlib import Path
 
 import pytest
-import rich.console
 import synthetic_study
 
 from wd_plasticity.errors import UserError
@@ -82,7 +80,7 @@ def test_members_that_all_failed_but_have_results(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_any_value_in_the_place_of_any_other(workdir, tmp_path, seed):
   """Files of a study with one place changed: never another exception than a UserError."""
   rng = random.Random(seed)
@@ -108,7 +106,7 @@ def test_any_value_in_the_place_of_any_other(workdir, tmp_path, seed):
     try:
       read, drawn = made(workdir)
       tables.save(drawn, tmp_path, read)
-      summary.write_summary(workdir, rich.console.Console(file=io.StringIO()))
+      summary._csv(summary.summarise(workdir))
     except UserError as e:
       assert "\n" not in str(e)
     except Exception as e:

@@ -225,7 +225,7 @@ def write_beside(path: pathlib.Path, text: str) -> pathlib.Path:
   """Writes a configuration, under another name where that of a study is; returns where it is."""
   if not path.exists():
     write_text(path, text)
-  if path.read_text(encoding="utf-8") != text:  # of a study that may be running
+  if path.read_bytes() != text.encode("utf-8"):  # of a study that may be running
     path = path.with_stem(f"{path.stem}-{fingerprint(text)[:8]}")
     write_text(path, text)
   return path
