@@ -51,7 +51,8 @@ def _check_processes(section: ConfigDict) -> None:
   if section.mode != "off" and section.coordinator and not (
       0 <= section.process_id < section.num_processes):
     raise UserError(f"distributed.coordinator={section.coordinator} needs "
-                    "distributed.num_processes and a distributed.process_id from 0 to num_processes - 1.")
+                    "distributed.num_processes and a distributed.process_id from 0 to "
+                    "num_processes - 1.")
 
 
 def _check_tasks(config: ConfigDict) -> None:
