@@ -1,5 +1,7 @@
 """Files of metrics: resume to the byte, values that are not finite, TensorBoard, wandb."""
 
+import contextlib
+import errno
 import json
 import math
 import os
@@ -12,10 +14,10 @@ import pytest
 from absl import logging
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
-from waiting import until
 
 from wd_plasticity.errors import UserError
 from wd_plasticity.training import metrics
+from wd_plasticity.training.curves import Curves
 from wd_plasticity.training.metrics import MemberMetrics, read_metrics
 
 
@@ -78,12 +80,26 @@ def test_every_line_is_on_disk_at_once(tmp_path):
   m.close()
 
 
-def test_tensorboard_is_on_disk_soon_without_a_close(tmp_path):
+def test_tensorboard_is_on_disk_without_a_close(tmp_path):
   m = MemberMetrics(tmp_path, "m", 0)
   m.write(1, values_at(1))
-  until(lambda: len(tensorboard_scalars(tmp_path)) >= 3, "three values")
   assert [name for _, name, _ in tensorboard_scalars(tmp_path)] == [*values_at(1)]
   m.close()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_ends_the_writing_of_curves(tmp_path):
+  """Where a thread wrote them, a program waited for it for ever."""
+  curves = Curves(tmp_path, 0)
+  full = os.open("/dev/full", os.O_WRONLY)
+  os.dup2(full, curves._file.fileno())
+  os.close(full)
+  with pytest.raises(OSError) as error:
+    for step in range(30):  # more than a queue holds
+      curves.write(step, {"x": 1.0})
+  assert error.value.errno == errno.ENOSPC and str(tmp_path) in str(error.value.filename)
+  with contextlib.suppress(OSError):
+    curves.close()
 
 
 def test_lines_are_strict_json_of_plain_numbers(tmp_path):
@@ -102,7 +118,7 @@ def test_lines_are_strict_json_of_plain_numbers(tmp_path):
 
 def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path, monkeypatch):
   clock = iter(range(1_000_000, 2_000_000))  # file names carry the second of their start
-  monkeypatch.setattr("tensorboardX.event_file_writer.time.time", lambda: next(clock))
+  monkeypatch.setattr("wd_plasticity.training.curves.time.time", lambda: next(clock))
   train(tmp_path, 0, 7)
   train(tmp_path, 4, 9)
   losses = [(step, value) for step, name, value in tensorboard_scalars(tmp_path)
@@ -196,6 +212,5 @@ def test_sync_puts_both_files_on_the_disk(tmp_path, monkeypatch):
     name = lambda fd: os.readlink(f"/proc/self/fd/{fd}")
     monkeypatch.setattr(metrics.os, "fsync", lambda fd: synced.append(name(fd)))
     writer.sync()
-  # TensorBoard syncs its own file, from its thread.
   assert {str(tmp_path / "metrics.jsonl"), str(tmp_path / "speed.jsonl")} <= set(synced)
   metrics.MemberMetrics(tmp_path, "m", 0, enabled=False).sync()

@@ -30,6 +30,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -39,6 +40,7 @@ from clu import platform
 
 from wd_plasticity.errors import UserError
 from wd_plasticity.files import named, parse_json, write_text
+from wd_plasticity.training.curves import Curves
 
 
 def _json_value(value) -> int | float | None:
@@ -164,10 +166,14 @@ def _start_wandb(directory: Path, name: str, project: str, config: Mapping | Non
   id_file = directory / "wandb_id"
   if not id_file.exists():
     write_text(id_file, secrets.token_hex(8))
+  run_id = id_file.read_bytes().strip()
+  if not re.fullmatch(rb"[\w-]{1,64}", run_id):
+    raise UserError(f"{id_file} does not hold the id of a run of Weights & Biases; delete it to "
+                    "have a new run made.")
   try:
     # create_new: the members of a sweep are logged side by side from one process.
     return wandb.init(
-        id=id_file.read_text(encoding="utf-8").strip(), resume="allow", reinit="create_new",
+        id=run_id.decode(), resume="allow", reinit="create_new",
         project=project or None, name=name, config=dict(config or {}), dir=str(directory))
   except wandb.errors.Error as e:
     raise UserError(
@@ -204,18 +210,13 @@ class MemberMetrics:
     self._enabled = enabled
     if not enabled:
       return
-    from tensorboardX import SummaryWriter  # slow to import, and reports do without it
-
     self._directory = directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     # Before the files, which a refused start must leave as they were.
     self._wandb = _start_wandb(directory, name, project, config) if wandb else None
     self._metrics = _Lines(directory / "metrics.jsonl", start_step)
     self._speed = _Lines(directory / "speed.jsonl", start_step)
-    # TensorBoard hides events of earlier files from purge_step on. It writes from a
-    # thread, which must not keep long what a kill would lose for good.
-    self._tensorboard = SummaryWriter(
-        str(directory), purge_step=start_step + 1 if start_step else 0, flush_secs=1)
+    self._curves = Curves(directory, start_step)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Appends values that follow from the configuration (see the table of names).
@@ -240,8 +241,7 @@ class MemberMetrics:
     # A gap in the curve stands for a value that is not finite.
     finite = {name: v for name, v in ((n, _json_value(v)) for n, v in values.items())
               if v is not None}
-    for name, value in finite.items():
-      self._tensorboard.add_scalar(name, value, step)
+    self._curves.write(step, finite)
     if self._wandb is not None:
       self._wandb.log(finite, step=step)
 
@@ -265,7 +265,7 @@ class MemberMetrics:
       return
     self._metrics.close()
     self._speed.close()
-    self._tensorboard.close()
+    self._curves.close()
     if self._wandb is not None:
       self._wandb.finish()
 
