@@ -217,6 +217,8 @@ def test_a_file_is_run_once_until_it_changes(tmp_path):
     ("add({'weight_decay': 1})", ("unknown config field", "optim.weight_decay")),
     ("add({'optim': 1})", ("optim=1", "must be a section")), ("add({'seed.x': 1})", ("unknown",)),
     ("add({'optim': {'weigth_decay': 1}})", ("optim.weigth_decay",)),
+    ("add({'seed': {}})", ("seed={}, which names no field",)),
+    ("add({'optim': {'schedule': {}}})", ("optim.schedule={}",)),
     ("add({'name': 'x' * 300})", ("too long for a folder",)),
     ("add({'name': 'a'}); add({'name': 'A'})", ("upper and lower case",)),
     ("pass", ("adds no member",)), ("yield add({})", ("adds no member",)),
