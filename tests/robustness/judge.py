@@ -149,7 +149,7 @@ def _differences(case, world) -> list[str]:
 class Figures:
   """Counts by group, printed at the end and kept in a folder for a report.
 
-  WD_PLASTICITY_FIGURES names the folder; each table is a file there.
+  WD_PLASTICITY_FIGURES names the folder; each table is a file there, as far as it has come.
   """
 
   def __init__(self, name: str, columns: Sequence[str]):
@@ -159,9 +159,11 @@ class Figures:
 
   def count(self, row: str, column: str, n: int = 1) -> None:
     self._rows[row][column] += n
+    self._keep()
 
   def note(self, line: str) -> None:
     self._notes.append(line)
+    self._keep()
 
   def text(self) -> str:
     rows = [*self._rows.items()]
@@ -174,6 +176,8 @@ class Figures:
 
   def close(self) -> None:
     print("\n" + self.text())
+
+  def _keep(self) -> None:
     if folder := os.environ.get("WD_PLASTICITY_FIGURES"):
       pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
       (pathlib.Path(folder) / f"{self._name}.txt").write_text(self.text())
