@@ -168,7 +168,9 @@ def test_the_table_of_a_sweep(hostile):
   assert (hostile / "sweep.png").stat().st_size > 10_000
 
 
-def test_the_report(hostile, tmp_path):
+def test_the_report(hostile, tmp_path, monkeypatch):
+  save = make.save_pictures  # of three, which takes its time
+  monkeypatch.setattr(make, "save_pictures", lambda figures, folder: save(figures[:3], folder))
   path = make.report(hostile, tmp_path)
   page = path.read_text()
   assert "<img src=x>" not in page and "<img src=x" not in page.lower()
@@ -180,8 +182,8 @@ def test_the_report(hostile, tmp_path):
       assert not any(plain.cell(value) != value for value in row), row
     numbers = pyarrow.csv.read_csv(table)
     assert numbers.num_rows == kept.num_rows
-  member = kept = pyarrow.parquet.read_table(tmp_path / "tables" / "members.parquet")
-  assert all(name.startswith("=") for name in member["member"].to_pylist())  # as it is
+  members = pyarrow.parquet.read_table(tmp_path / "tables" / "members.parquet")
+  assert all(name.startswith("=") for name in members["member"].to_pylist())  # as it is
   assert sorted(p.name for p in tmp_path.iterdir()) == [
       "answer.json", "figures", "report.html", "tables"]
 

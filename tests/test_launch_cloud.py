@@ -90,6 +90,12 @@ class Fake:
     return found
 
 
+def _changed(arguments, change):
+  """Flags with others in place of those of the same name."""
+  flags = {a.partition("=")[0]: a for a in (*arguments, *change)}
+  return list(flags.values())
+
+
 def _wait_for(text, process):
   until(lambda: text in process.said(), lambda: f"{text!r} in\n{process.said()}", process)
 
@@ -360,7 +366,7 @@ def test_a_failed_deletion_is_said_with_the_command(tpu_vm, fake):
 def test_an_interrupted_launcher_says_what_exists_and_comes_back(tpu_vm, fake):
   (fake.folder / "job.sh").write_text(
       _JOB + 'while [ ! -e "$FAKE/go" ]; do sleep 0.05; done; echo finished\n')
-  arguments = [*_CLONED, "--sweep=0", "--noevals", "--workdir=gs://buck/runs/{time}"]
+  arguments = _changed(_CLONED, ["--sweep=0", "--noevals", "--workdir=gs://buck/runs/{time}"])
   for stop in (signal.SIGINT, signal.SIGTERM):
     process = fake.start(tpu_vm, arguments)
     _wait_for("log of", process)
@@ -429,7 +435,7 @@ def _is_open(text):
     (["--revision=main"], "--repository, which is missing"),
     (["--zone="], "--zone=ZONE")])
 def test_mistakes_are_one_sentence(tpu_vm, fake, change, words):
-  status, text = fake.run(tpu_vm, [*_TPU, *change])
+  status, text = fake.run(tpu_vm, _changed(_TPU, change))
   assert status == 2 and words in text and text.count("error:") == 1 and not fake.calls()
 
 
@@ -538,7 +544,7 @@ def test_names_of_workloads_follow_from_the_launch(xpk, fake):
     (["--workloads=W"], "lower-case"),
     (["--priority=urgent"], "priority")])
 def test_mistakes_for_xpk_are_one_sentence(xpk, fake, change, words):
-  status, text = fake.run(xpk, [*_XPK, *change])
+  status, text = fake.run(xpk, _changed(_XPK, change))
   assert status == 2 and words in text and text.count("error:") == 1 and not fake.calls()
 
 

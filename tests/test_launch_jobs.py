@@ -86,7 +86,11 @@ def test_what_was_submitted_is_kept_and_read_again(tmp_path):
   kept = json.loads(path.read_text())
   assert (kept["name"], kept["tags"], kept["notes"]) == ("n", ["t"], "a note")
   assert shlex.split(kept["jobs"][0]["command"]) == ["python", *made[0].command]
-  (tmp_path / "launch" / "damaged-slurm.json").write_text("{")
+  damaged = tmp_path / "launch" / "damaged-slurm.json"
+  damaged.write_text("{")
+  with pytest.raises(UserError, match="damaged-slurm.json is not the record of a launch"):
+    record.submitted(launch, "slurm")  # its jobs may run: they would be submitted twice
+  damaged.unlink()
   assert record.submitted(launch, "slurm") == [{"id": "7_1"}]
   assert record.submitted(launch, "xpk") == []
 

@@ -17,7 +17,7 @@ from wd_plasticity.errors import UserError, is_out_of_memory
 from wd_plasticity.models.config import preset_section
 from wd_plasticity.plan import describe, make_plan
 from wd_plasticity.training import mesh as mesh_lib
-from wd_plasticity.training import sweep
+from wd_plasticity.training import run_record, sweep
 from wd_plasticity.training.loop import StopSignal
 
 GIB = 2**30
@@ -250,6 +250,19 @@ def test_a_record_of_members_alone_holds(tmp_path, corpus, monkeypatch):
   assert first._remember(sweep.Fit(2, 1)) == sweep.Fit(4, 1)
   assert first._remember(sweep.Fit(2, 1), instead_of=sweep.Fit(4, 1)) == sweep.Fit(2, 1)
   assert json.loads((tmp_path / "members_at_once.json").read_text())["other"] == 1
+
+
+def test_what_takes_less_memory_may_be_changed_on_the_way(tmp_path):
+  config = tiny.tiny_config("nowhere")
+  check = lambda: run_record.check_member(tmp_path, config, tokenizer_fingerprint="t",
+                                          data_fingerprint="d")
+  check()
+  config.train.accumulate_steps = 4
+  config.model.update(remat="full", attention="plain")
+  check()
+  config.train.global_batch_size = 4
+  with pytest.raises(UserError, match="train.global_batch_size was 8 and is now 4"):
+    check()
 
 
 # Whole programs.

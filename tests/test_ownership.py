@@ -18,7 +18,7 @@ from wd_plasticity import files, ownership
 from wd_plasticity.config import default_config
 from wd_plasticity.errors import UserError
 from wd_plasticity.members import expand
-from wd_plasticity.study import records
+from wd_plasticity.study import plan, records
 
 NAMES = ["wd0-seed1", "wd3-seed1"]
 
@@ -172,6 +172,15 @@ def test_a_study_moves_no_member_that_is_being_trained(tmp_path):
   assert len(records.set_aside_changed_members(tmp_path, members, "other")) == 2
 
 
+def test_jobs_write_no_configuration_over_that_of_a_study(tmp_path):
+  path = tmp_path / "study" / "probe.py"
+  assert plan.write_beside(path, "a") == path and path.read_text() == "a"
+  assert plan.write_beside(path, "a") == path
+  other = plan.write_beside(path, "b")
+  assert other != path and path.read_text() == "a" and other.read_text() == "b"
+  assert plan.write_beside(path, "b") == other
+
+
 # The programs.
 
 
@@ -254,6 +263,7 @@ def test_a_pretraining_beside_a_pretraining_is_refused_and_does_no_harm(config, 
   assert "stopped by SIGTERM" in first.finish(143)
 
 
+@pytest.mark.slow
 def test_a_step_of_another_study_leaves_the_configurations_of_a_running_one(config, tmp_path):
   """`study --step` is what jobs of a launcher run, beside each other."""
   (tmp_path / "study").mkdir()

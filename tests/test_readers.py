@@ -22,13 +22,17 @@ import sentencepiece
 import synthetic_study
 
 from launch import record as launch_record
+from wd_plasticity.data import records as data_records
 from wd_plasticity.data import sources, tokenizers
 from wd_plasticity.errors import UserError
+from wd_plasticity.files import write_json
 from wd_plasticity.interop import import_, llama2c, tokenizer_files, transformers_files
 from wd_plasticity.report import study as report_study
 from wd_plasticity.reward.chat import ChatTokenizer
+from wd_plasticity.study import records as study_records
 from wd_plasticity.tasks import reading
 from wd_plasticity.training import summary
+from wd_plasticity.training.progress import read_progress
 
 DEEP, DIGITS = b"[" * 100_000, b"7" * 5000
 
@@ -198,6 +202,24 @@ def reported(pattern):
   return make
 
 
+def quietly(name, write, read):
+  """A file that only saves time or shows how far a program is: without it there is less."""
+  def make(folder):
+    path = folder / name
+    write(path)
+    return path, lambda: f"{read(path)} {path.name}"
+  return make
+
+
+def _progress(path):
+  write_json(path, {"done": 1, "total": 2, "unit": "steps", "seconds_left": None, "status": "1/2"})
+
+
+def _step(path):
+  study_records.Records(path.parents[2]).write(study_records.Record(
+      "finetune", "c", "done", "i", {}, 1.0, 2.0, "l"))
+
+
 _JSON_LINES = '{"text": "a text"}\n{"text": "a text that is longer"}\n'
 _TABLE = "text,label\na,1\nb,0\n"
 _TEXT_FINE = tuple(c for c in CONTENTS if c not in ("random bytes", "not UTF-8", "UTF-16",
@@ -251,6 +273,13 @@ READERS = {
         "byte order mark", "UTF-16", "missing", "an object")),
     "sweep FAILED.json": Reader(swept("FAILED.json"), (
         "byte order mark", "UTF-16", "missing", "an object")),
+    "progress": Reader(quietly("progress.json", _progress, read_progress), quiet=True),
+    "study step": Reader(quietly(
+        "study/steps/finetune.json", _step,
+        lambda path: study_records.Records(path.parents[2]).read("finetune")), quiet=True),
+    "source hashes": Reader(quietly(
+        "source_hashes.json", lambda path: write_json(path, {}),
+        lambda path: data_records.FileHashes(str(path))), quiet=True),
     **{f"report {pattern}": Reader(reported(pattern), (
         "byte order mark", "UTF-16", "missing", "an object", *fine), quiet=True)
        for pattern, *fine in (

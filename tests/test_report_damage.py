@@ -93,7 +93,7 @@ def test_any_value_in_the_place_of_any_other(workdir, tmp_path, seed):
       yield (*before, key)
       yield from places(value[key], (*before, key))
 
-  for _ in range(60):
+  for _ in range(20):
     path = rng.choice(paths)
     text = path.read_text()
     lines = text.splitlines() if path.suffix == ".jsonl" else [text]
@@ -106,7 +106,7 @@ def test_any_value_in_the_place_of_any_other(workdir, tmp_path, seed):
     try:
       read, drawn = made(workdir)
       tables.save(drawn, tmp_path, read)
-      summary.write_summary(workdir)
+      summary._csv(summary.summarise(workdir))
     except UserError as e:
       assert "\n" not in str(e)
     except Exception as e:

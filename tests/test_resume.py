@@ -12,6 +12,7 @@ import pytest
 import tiny
 from test_stored_state import flip, make_older
 
+from wd_plasticity.data import loader
 from wd_plasticity.errors import UserError
 from wd_plasticity.training import loop, resume, stored_state
 from wd_plasticity.training.checkpoint import MemberCheckpoints, open_checkpoint
@@ -187,6 +188,15 @@ def test_a_broken_record_of_a_failure_is_one_sentence(corpus, workdir, text):
   with pytest.raises(UserError, match="is not the record of a member that failed") as e:
     stand(corpus, workdir)
   assert str(path) in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("start", [5, 6, 7, 12])
+def test_batches_go_on_at_the_end_of_an_epoch_as_anywhere(start):
+  source = loader.BatchSource(np.arange(24 * 3).reshape(24, 3), [0, 1], 4)  # 6 steps an epoch
+  for step, batch in enumerate(loader.read_ahead(source, start, 8, 1), start):
+    np.testing.assert_array_equal(batch, source[step])
+  seen = np.concatenate([source[s][0, :, 0] for s in range(6, 12)])
+  assert sorted(seen) == list(range(0, 72, 3))  # each record once an epoch
 
 
 def test_a_state_of_the_optimizer_that_counted_other_steps_is_refused(workdir):

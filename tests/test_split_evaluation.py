@@ -127,7 +127,8 @@ def test_a_padded_vocabulary_is_not_sampled():
   section.update(num_layers=1, width=8, num_heads=1, num_kv_heads=1, head_dim=8, ffn_width=8)
   model = ModelConfig.from_section(section, 64)
   params_M = jax.tree.map(lambda x: x[None], decoder.init_params(model, jax.random.key(0)))
-  tuning = finetune.Tuning(types.SimpleNamespace(mesh=mesh_lib.make_mesh(default_config().mesh)))
+  tuning = finetune.Tuning(types.SimpleNamespace(
+      mesh=mesh_lib.make_mesh(default_config().mesh), parts=1))
   for size in (47, 11):  # two tokenizers of one model have programs of their own
     target = types.SimpleNamespace(
         tokenizer=types.SimpleNamespace(eos_id=1, vocab_size=size))

@@ -12,7 +12,7 @@ from wd_plasticity.data import records as records_lib
 from wd_plasticity.data import sources
 from wd_plasticity.data.prepare import prepare
 from wd_plasticity.errors import UserError
-from wd_plasticity.evals import results, targets
+from wd_plasticity.evals import program, results, targets
 from wd_plasticity.evals.config import shared_config
 from wd_plasticity.training import run_record, stored_state
 
@@ -161,6 +161,16 @@ def test_a_name_of_a_result_leads_nowhere_else(trained, tmp_path):
     with pytest.raises(UserError, match="cannot be part of a file name"):
       session.results.write(target, item, {}, {})
   assert not list(tmp_path.rglob("*.json"))
+
+
+def test_results_whose_folder_vanishes_are_not_written_elsewhere(trained, tmp_path):
+  session = toy(trained, tmp_path / "out")
+  def move(session):
+    (tmp_path / "out").rename(tmp_path / "moved")
+    session.results.write(session.targets[0], "sum", {}, {"sum": 2})
+  with pytest.raises(UserError, match="was moved or deleted while the run was under way"):
+    program.execute(session, move)
+  assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("change", [

@@ -7,8 +7,10 @@ import shutil
 import time
 
 import jax
+import launching
 import numpy as np
 import pytest
+import tiny
 from orbax.checkpoint import v1 as ocp
 from test_checkpoint import META, abstract, bits, make_state, write
 
@@ -58,6 +60,18 @@ def test_a_backslash_is_refused_before_anything_is_written(tmp_path):
   for use in (MemberCheckpoints, open_checkpoint, run_record.open_workdir):
     with pytest.raises(UserError, match="backslash.*give a folder without"):
       use(place)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("module, flags", [
+    ("wd_plasticity.main", ["--dry_run"]), ("wd_plasticity.study", ["--dry_run"]),
+    ("wd_plasticity.interop.import_", ["--model=m", "--name=n"]), ("launch.local", [])])
+def test_programs_refuse_a_backslash_at_once(module, flags, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  if "import" not in module:
+    flags = [f"--config={tiny.ROOT / 'configs' / 'quickstart'}.py", *flags]
+  (status, said), = launching.many(module, [*flags, "--workdir=a\\b"])
+  assert status == 2 and said.count("\n") == 1 and "has a backslash in its path" in said, said
   assert not list(tmp_path.iterdir())
 
 

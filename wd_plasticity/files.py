@@ -224,8 +224,7 @@ class HeldFolder:
     """Raises UserError when it was moved, deleted or replaced."""
     if not self.is_there():
       raise UserError(f"{self.path} was moved or deleted while the run was under way; bring it "
-                      "back and run the same command again, which goes on from its last "
-                      "checkpoint.")
+                      "back and run the same command again, which goes on from what is saved.")
 
   def close(self) -> None:
     if self._open is not None:

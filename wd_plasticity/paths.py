@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from wd_plasticity.config import flatten
 from wd_plasticity.errors import UserError
+from wd_plasticity.files import check_place
 
 # Flags and fields of configurations that hold paths, several of them separated by commas.
 FLAGS = ("workdir", "checkpoint", "cache_dir", "model", "tokenizer", "out")
@@ -45,13 +46,15 @@ def local_path(path: str | os.PathLike | None, name: str) -> None:
 
 
 def check_flags(except_for: Collection[str] = ()) -> None:
-  """Refuses addresses in the flags of this program; raises like `local_path`."""
+  """Refuses addresses, and places of checkpoints with a backslash; raises like `local_path`."""
   for name in FLAGS:
     if name in flags.FLAGS and name not in except_for:
       value = flags.FLAGS[name].value
       for path in value if isinstance(value, list) else [value]:
         if isinstance(path, str):
           local_path(path, f"--{name}")
+          if name in ("workdir", "checkpoint"):
+            check_place(path)
 
 
 def check_config(config: ConfigDict) -> None:

@@ -118,7 +118,7 @@ def _builder(name: str, field: str):
   except tfds.core.registered.DatasetNotFoundError as e:
     raise UserError(f"{field}: TFDS knows no data set {name!r}, and no such folder exists; check "
                     "the name.") from e
-  except (ValueError, AssertionError) as e:
+  except Exception as e:  # whatever the code of a data set raises
     raise UserError(f"{field}: TFDS cannot open {name!r} ({_first_line(e)}); check name, "
                     "configuration and version.") from e
   if not builder.is_prepared():

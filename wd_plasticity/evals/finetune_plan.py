@@ -201,7 +201,8 @@ class Plan:
   def micro_batches(self, session: Session, members: int) -> int:
     """That a step of so many members is divided into to fit."""
     rows = -(-self.shape.rows // session.row_shares)
-    return min(rows, session.parts * self.training_memory(session).micro_batches(members))
+    limit = memory.device_limit() - _reward_bytes(self.config.reward_model, session.mesh.shape)
+    return min(rows, session.parts * self.training_memory(session).micro_batches(members, limit))
 
   def need(self, session: Session, members: int) -> int:
     """Bytes of a device for so many members: of training, and of evaluating before and after."""

@@ -301,7 +301,7 @@ def run(program: str, main: Callable[[Session], None]) -> None:
 def execute(session: Session, main: Callable[[Session], None]) -> None:
   """Runs an eval program in a session and collects its results."""
   try:
-    session.results.directory.mkdir(parents=True, exist_ok=True)
+    session.results.open()
   except OSError as e:
     raise UserError(f"{errors.describe(e, session.workdir)}.") from e
   # Hand-written kernels find the mesh by its context, see models/attention.py.

@@ -19,6 +19,7 @@ from wd_plasticity.config import as_json, flat_defaults, flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals.targets import Target
 from wd_plasticity.files import (
+  HeldFolder,
   check_fields,
   is_plain_name,
   locked,
@@ -53,6 +54,12 @@ class Results:
     self.directory = Path(workdir) / "evals" / program
     self._program, self._command, self._replace = program, command, replace
     self._outdated = Path(workdir) / "outdated" / "evals" / program
+    self._held: HeldFolder | None = None
+
+  def open(self) -> None:
+    """Makes the folder, which must then stay where it is."""
+    self.directory.mkdir(parents=True, exist_ok=True)
+    self._held = HeldFolder(self.directory)
 
   def path(self, target: Target, item: str, suffix: str = ".json") -> Path:
     """Of a file of an item; names that would lead out of the folder are refused."""
@@ -129,6 +136,8 @@ class Results:
     """
     if not distributed.is_first():
       return
+    if self._held:
+      self._held.check()
     path = self.path(target, item)
     if records is not None:
       lines = "".join(json.dumps(finite(r), allow_nan=False) + "\n" for r in records)
@@ -160,6 +169,8 @@ class Results:
     """
     if not distributed.is_first():
       return self.all()
+    if self._held:
+      self._held.check()
     with locked(self.directory / "results.jsonl"):  # of jobs that end together the last sees all
       items = self.all()
       if items:

@@ -103,11 +103,24 @@ def results_table(study: Study) -> pa.Table:
 
 
 def _array(values: Sequence, kind: pa.DataType) -> pa.Array:
-  """A column; halves of surrogate pairs, which a damaged name may hold, are spelled."""
+  """A column; halves of surrogate pairs, which a damaged name may hold, are spelled.
+
+  What is no number of the column's kind is left out of it.
+  """
   if pa.types.is_string(kind):
     values = [v if v is None else str(v).encode("utf-8", "backslashreplace").decode("utf-8")
               for v in values]
-  return pa.array(values, kind)
+  try:
+    return pa.array(values, kind)
+  except (pa.ArrowException, OverflowError, TypeError):
+    return pa.array([v if _fits(v, kind) else None for v in values], kind)
+
+
+def _fits(value: object, kind: pa.DataType) -> bool:
+  if not isinstance(value, (int, float)):
+    return False
+  return -1e300 < value < 1e300 if pa.types.is_floating(kind) else (
+      isinstance(value, int) and -1 << 63 <= value < 1 << 63)
 
 
 def _finetuned(f: Finetuned) -> Iterator[tuple[str, tuple]]:

@@ -99,7 +99,7 @@ def _become(evals: Sequence[plan.Eval], members: Sequence[members_lib.Member],
                     "there is nothing to evaluate.")
   path = plan.config_path(str(workdir), wanted.program)
   if not _DRY_RUN.value:
-    path = _write_own_config(path, plan.config_text(wanted))
+    path = plan.write_beside(path, plan.config_text(wanted))
   command = plan.eval_command(wanted, str(workdir), folders, path)
   if _DRY_RUN.value:
     print(shlex.join(["python", *command]))
@@ -116,16 +116,6 @@ def _has_nothing(member: pathlib.Path) -> bool:
   print(f"{member.name} failed in pretraining before its first checkpoint and is left out.",
         flush=True)
   return True
-
-
-def _write_own_config(path: pathlib.Path, text: str) -> pathlib.Path:
-  """Writes the configuration of an eval, beside one that is another's; returns where it is."""
-  if not path.exists():
-    write_text(path, text)
-  if path.read_text(encoding="utf-8") != text:  # of a study that may be running
-    path = path.with_stem(f"{path.stem}-{plan.fingerprint(text)[:8]}")
-    write_text(path, text)
-  return path
 
 
 def _conclude(made: Sequence[records.Record], workdir: pathlib.Path) -> None:

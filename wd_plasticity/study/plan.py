@@ -26,6 +26,7 @@ from wd_plasticity.config import as_json, flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals import checks, lm_eval_tasks
 from wd_plasticity.evals import config as eval_config
+from wd_plasticity.files import write_text
 from wd_plasticity.members import Member, expand, flat_point
 from wd_plasticity.plan import check_fields
 from wd_plasticity.tasks import registry
@@ -218,6 +219,16 @@ def fingerprint(*values: Any) -> str:
 
 def config_path(workdir: str, program: str) -> pathlib.Path:
   return pathlib.Path(workdir) / "study" / f"{program}.py"
+
+
+def write_beside(path: pathlib.Path, text: str) -> pathlib.Path:
+  """Writes a configuration, under another name where that of a study is; returns where it is."""
+  if not path.exists():
+    write_text(path, text)
+  if path.read_bytes() != text.encode("utf-8"):  # of a study that may be running
+    path = path.with_stem(f"{path.stem}-{fingerprint(text)[:8]}")
+    write_text(path, text)
+  return path
 
 
 def config_text(e: Eval) -> str:

@@ -4,7 +4,6 @@ A program that is started here reports how far it is through a file, writes what
 to a log, and is asked to stop when this process ends, in whichever way (cli.py).
 """
 
-import json
 import os
 import pathlib
 import shlex
@@ -16,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wd_plasticity.cli import PARENT_VARIABLE
-from wd_plasticity.training.progress import FILE_VARIABLE
+from wd_plasticity.training.progress import FILE_VARIABLE, read_progress
 
 _SECONDS_TO_STOP = 300.0  # a large checkpoint takes its time
 
@@ -76,10 +75,7 @@ class Program:
 
   def progress(self) -> dict[str, Any] | None:
     """What it says of itself (training/progress.py); None for nothing yet."""
-    try:
-      return json.loads(self._progress.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-      return None
+    return read_progress(self._progress)
 
   def last_words(self) -> str:
     """What it said last: its error, or its last line."""

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from wd_plasticity import ownership
 from wd_plasticity.config import as_json
-from wd_plasticity.files import write_json
+from wd_plasticity.files import parse_json, write_json
 from wd_plasticity.members import Member
 from wd_plasticity.study.plan import Step, fingerprint
 from wd_plasticity.training import run_record
@@ -62,9 +62,14 @@ class Records:
   def read(self, name: str) -> Record | None:
     """The record of a step; None when there is none, or none that can be read."""
     try:
-      return Record(**json.loads(self.path(name).read_text(encoding="utf-8")))
+      record = Record(**parse_json(self.path(name).read_bytes()))
     except (OSError, ValueError, TypeError):
       return None  # then the step is run, and its program skips what is done
+    words = (record.name, record.command, record.state, record.inputs, record.log, record.message)
+    numbers = (record.seconds, record.finished)
+    is_whole = (all(isinstance(word, str) for word in words) and isinstance(record.outputs, dict)
+                and all(isinstance(number, (int, float)) for number in numbers))
+    return record if is_whole else None
 
   def write(self, record: Record) -> None:
     write_json(self.path(record.name), dataclasses.asdict(record))
@@ -121,12 +126,12 @@ def set_aside_changed_members(workdir: str | os.PathLike, members: Sequence[Memb
 def _changed(path: pathlib.Path, config: ConfigDict, data_fingerprint: str) -> str:
   """What tells a member on disk from the one that is wanted; '' for nothing."""
   try:
-    before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    before: dict[str, Any] = parse_json(path.read_bytes())
     fields = run_record.changed_fields(before["config"], as_json(config))
     fingerprint_before = before["data_fingerprint"]
   except FileNotFoundError:
     return ""
-  except (ValueError, KeyError, TypeError):
+  except (ValueError, KeyError, TypeError, AttributeError):
     return "its config.json cannot be read"
   if fields:
     name, a, b = fields[0]

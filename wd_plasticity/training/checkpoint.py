@@ -155,6 +155,8 @@ class MemberCheckpoints:
     except Exception as e:
       self._last_saved = None
       raise self._save_error(e) from e
+    if self._held:
+      self._held.check()
     return True
 
   def restore(self, step: int, abstract_params: PyTree, abstract_opt_state: PyTree, *,

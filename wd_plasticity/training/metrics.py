@@ -30,6 +30,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -165,10 +166,14 @@ def _start_wandb(directory: Path, name: str, project: str, config: Mapping | Non
   id_file = directory / "wandb_id"
   if not id_file.exists():
     write_text(id_file, secrets.token_hex(8))
+  run_id = id_file.read_bytes().strip()
+  if not re.fullmatch(rb"[\w-]{1,64}", run_id):
+    raise UserError(f"{id_file} does not hold the id of a run of Weights & Biases; delete it to "
+                    "have a new run made.")
   try:
     # create_new: the members of a sweep are logged side by side from one process.
     return wandb.init(
-        id=id_file.read_text(encoding="utf-8").strip(), resume="allow", reinit="create_new",
+        id=run_id.decode(), resume="allow", reinit="create_new",
         project=project or None, name=name, config=dict(config or {}), dir=str(directory))
   except wandb.errors.Error as e:
     raise UserError(

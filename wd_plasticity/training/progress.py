@@ -3,13 +3,15 @@
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from rich import progress as rich_progress
 from rich.table import Column
 from rich.text import Text
 
 from wd_plasticity.console import Console, text
-from wd_plasticity.files import write_json
+from wd_plasticity.files import parse_json, write_json
 from wd_plasticity.plain import visible
 
 # Names a file in which a program that runs as a step of a study says how far it is.
@@ -21,6 +23,19 @@ _FIRST_SECONDS_BETWEEN_LINES = 10.0
 _LAST_SECONDS_BETWEEN_LINES = 300.0
 # On a terminal with fewer columns the bar leaves out the time elapsed.
 _NARROW = 100
+
+
+def read_progress(path: str | os.PathLike) -> dict[str, Any] | None:
+  """What a program says of itself in its `FILE_VARIABLE`; None for nothing that can be read."""
+  kinds = {"done": (int, float), "total": (int, float), "unit": str,
+           "seconds_left": (int, float, type(None)), "status": str}
+  try:
+    said = parse_json(Path(path).read_bytes())
+  except (OSError, ValueError):
+    return None
+  known = isinstance(said, dict) and all(
+      name in said and isinstance(said[name], kind) for name, kind in kinds.items())
+  return said if known else None
 
 
 def format_seconds(seconds: float | None) -> str:

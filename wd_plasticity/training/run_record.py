@@ -22,11 +22,12 @@ import wd_plasticity
 from wd_plasticity import errors
 from wd_plasticity.config import as_json, flat_defaults, flatten
 from wd_plasticity.errors import UserError
-from wd_plasticity.files import check_place, locked, read_json, write_json
+from wd_plasticity.files import check_place, locked, parse_json, read_json, write_json
 
 # Fields that change how a run is executed or reported, not what it computes.
 FREE_FIELDS = ("log.", "checkpoint.", "mesh.", "distributed.", "sweep.", "data.num_workers",
-               "data.cache_dir", "train.log_every")
+               "data.cache_dir", "train.log_every", "train.accumulate_steps",
+               "train.loss_tile_tokens", "model.remat", "model.attention")
 # Fields that only name something. What they name is compared by its content: the fingerprints
 # of data and tokenizer.
 NAMES = ("name", "data.train", "data.validation", "data.tokenizer.path", "data.tokenizer.eos")
@@ -154,9 +155,11 @@ def _write_versions(path: Path) -> None:
   """Writes this start's versions; those it replaces stay under `earlier`."""
   now = versions() | _launch()
   try:
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = parse_json(path.read_bytes())
     earlier = before.pop("earlier", [])
-  except (FileNotFoundError, ValueError):
+    if not isinstance(earlier, list):
+      raise TypeError("not as it is written")
+  except (FileNotFoundError, ValueError, TypeError, AttributeError):  # it is made anew
     before, earlier = now, []
   if before != now:
     earlier.append(before)
