@@ -19,7 +19,9 @@ _MAY_CHANGE = re.compile(r"(^|/)(\.[^/]*\.lock|[^/]*\.lock|versions\.json|source
 _REMEDY = re.compile(r"; |\b(must|can|needs?|is one|give|set|use|write|read|delete|remove|restore|"
                      r"run|choose|name|see|copy|take|make|add|pretrain|check|free|install|start|"
                      r"known are|known:|it has|there are|want|wanted|has to|have to|"
-                     r"should|such as|is missing|needed|did you mean)\b", re.IGNORECASE)
+                     r"should|such as|is missing|needed|did you mean|not one of|of the form|"
+                     # Where it is, in a file of the user's or among what divides another.
+                     r"line \d+|does not divide)\b", re.IGNORECASE)
 _OF_THE_REPOSITORY = ("launch.tpu_vm",)  # names files as they lie in it
 _PROCESSOR_SECONDS = 40.0  # of a start that should have been refused
 _SLEEPING_SECONDS = 60.0  # without computing anything
