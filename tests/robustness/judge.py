@@ -19,7 +19,9 @@ _MAY_CHANGE = re.compile(r"(^|/)(\.[^/]*\.lock|[^/]*\.lock|versions\.json|source
 _REMEDY = re.compile(r"; |\b(must|can|needs?|is one|give|set|use|write|read|delete|remove|restore|"
                      r"run|choose|name|see|copy|take|make|add|pretrain|check|free|install|start|"
                      r"known are|known:|it has|there are|want|wanted|has to|have to|"
-                     r"should|such as|is missing|needed|did you mean)\b", re.IGNORECASE)
+                     r"should|such as|is missing|needed|did you mean|not one of|of the form|"
+                     # Where it is, in a file of the user's or among what divides another.
+                     r"line \d+|does not divide)\b", re.IGNORECASE)
 _OF_THE_REPOSITORY = ("launch.tpu_vm",)  # names files as they lie in it
 _PROCESSOR_SECONDS = 40.0  # of a start that should have been refused
 _SLEEPING_SECONDS = 60.0  # without computing anything
@@ -149,7 +151,7 @@ def _differences(case, world) -> list[str]:
 class Figures:
   """Counts by group, printed at the end and kept in a folder for a report.
 
-  WD_PLASTICITY_FIGURES names the folder; each table is a file there.
+  WD_PLASTICITY_FIGURES names the folder; each table is a file there, as far as it has come.
   """
 
   def __init__(self, name: str, columns: Sequence[str]):
@@ -159,9 +161,11 @@ class Figures:
 
   def count(self, row: str, column: str, n: int = 1) -> None:
     self._rows[row][column] += n
+    self._keep()
 
   def note(self, line: str) -> None:
     self._notes.append(line)
+    self._keep()
 
   def text(self) -> str:
     rows = [*self._rows.items()]
@@ -174,6 +178,8 @@ class Figures:
 
   def close(self) -> None:
     print("\n" + self.text())
+
+  def _keep(self) -> None:
     if folder := os.environ.get("WD_PLASTICITY_FIGURES"):
       pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
       (pathlib.Path(folder) / f"{self._name}.txt").write_text(self.text())

@@ -263,9 +263,10 @@ class MemberMetrics:
     """Closes the files and ends the Weights & Biases run."""
     if not self._enabled:
       return
-    self._metrics.close()
-    self._speed.close()
-    self._curves.close()
+    with named(self._directory):  # what a full disk had refused is written again
+      self._metrics.close()
+      self._speed.close()
+      self._curves.close()
     if self._wandb is not None:
       self._wandb.finish()
 
