@@ -125,7 +125,7 @@ def test_mistakes(member, trained, tmp_path):
       (member, dict(out=tmp_path / "full"), "full is there already; delete it or give another"),
       (member, dict(shard_size="five"), "--shard_size=five is not a size"),
       (member, dict(shard_size="0GB"), "--shard_size=0GB is not a size"),
-      (member, dict(dtype="int8"), "--dtype=int8 is not one of"),
+      (member, dict(dtype="int8"), "--dtype=int8 is unknown; use one of"),
       (tmp_path / "absent", {}, "does not exist"),
       (trained, {}, "is the work directory of a sweep"),
       (tmp_path / "full", {}, "holds no finished wd_plasticity checkpoint")):
