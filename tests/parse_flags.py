@@ -16,7 +16,7 @@ from wd_plasticity.errors import UserError
 
 def main(module: str, file: str) -> None:
   parse = cli._parse
-  cli.run = lambda main: None  # what every program calls at its end
+  cli.run = lambda main, addresses=(): None  # what every program calls at its end
   sys.argv = [module]
   sys.modules.pop(module, None)
   runpy.run_module(module, run_name="__main__")

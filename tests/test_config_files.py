@@ -125,14 +125,19 @@ def test_what_is_right_is_taken(tmp_path):
 
 
 @pytest.mark.parametrize("body, words", [
-    ("raise RuntimeError('no\\nway')", ("RuntimeError: no way.",)),
-    ("assert config.seed > 3", ("AssertionError.",)), ("{}['a']", ("KeyError: a.",)),
-    ("raise ValueError('x')", ("ValueError: x.",)), ("raise TypeError('x')", ("TypeError: x.",)),
-    ("raise AttributeError('x')", ("AttributeError: x.",)),
+    ("raise RuntimeError('no\\nway')", ("RuntimeError: no way; correct it.",)),
+    ("assert config.seed > 3", ("AssertionError; correct it.",)),
+    ("{}['a']", ("KeyError: a; correct it.",)),
+    ("raise ValueError('x')", ("ValueError: x; correct it.",)),
+    ("raise TypeError('x')", ("TypeError: x; correct it.",)),
+    ("raise AttributeError('x')", ("AttributeError: x; correct it.",)),
     ("open('/nowhere/x')", ("FileNotFoundError", "/nowhere/x")), ("1 / 0", ("ZeroDivision",)),
-    ("import nowhere_to_be_found", ("No module named",)), ("exit(3)", ("SystemExit: 3.",)),
-    ("raise BaseException", ("BaseException.",)), ("raise MemoryError", ("MemoryError.",)),
-    ("raise RuntimeError('x' * 5000)", ("xxx...",)), ("raise StopIteration", ("StopIteration",)),
+    ("import nowhere_to_be_found", ("No module named",)),
+    ("exit(3)", ("SystemExit: 3; correct it.",)),
+    ("raise BaseException", ("BaseException; correct it.",)),
+    ("raise MemoryError", ("MemoryError; correct it.",)),
+    ("raise RuntimeError('x' * 5000)", ("xxx...; correct it.",)),
+    ("raise StopIteration", ("StopIteration",)),
     ("import ast; ast.parse('(')", ("SyntaxError",)), ("default_config(3)", ("TypeError",)),
 ])
 def test_code_that_raises_is_a_sentence_with_its_line(tmp_path, body, words):
@@ -217,6 +222,8 @@ def test_a_file_is_run_once_until_it_changes(tmp_path):
     ("add({'weight_decay': 1})", ("unknown config field", "optim.weight_decay")),
     ("add({'optim': 1})", ("optim=1", "must be a section")), ("add({'seed.x': 1})", ("unknown",)),
     ("add({'optim': {'weigth_decay': 1}})", ("optim.weigth_decay",)),
+    ("add({'seed': {}})", ("seed={}, which names no field",)),
+    ("add({'optim': {'schedule': {}}})", ("optim.schedule={}",)),
     ("add({'name': 'x' * 300})", ("too long for a folder",)),
     ("add({'name': 'a'}); add({'name': 'A'})", ("upper and lower case",)),
     ("pass", ("adds no member",)), ("yield add({})", ("adds no member",)),

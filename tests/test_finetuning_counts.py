@@ -46,10 +46,6 @@ def test_micro_batches_have_the_gradient_of_the_batch(options):
   flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
   error = np.linalg.norm(flat(grads) - flat(want)) / np.linalg.norm(flat(want))
   assert error < 1e-6
-  # A mean of means would be another gradient.
-  means = [step_lib.response_sums(params, t.MODEL, {k: v[i:i + 1] for k, v in batch.items()})
-           for i in (0, 7)]
-  assert abs(float(means[0][0] / means[0][1]) - float(means[1][0] / means[1][1])) > 1e-2
 
 
 def _problems():

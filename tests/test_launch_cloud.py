@@ -244,7 +244,8 @@ def test_the_code_is_installed_once_with_the_bucket_mounted(tpu_vm, fake):
 
 @pytest.mark.slow
 def test_every_machine_runs_a_job_one_the_report_and_dry_run_shows_it(tpu_vm, fake):
-  arguments = [*_CLONED, "--accelerator_type=v5litepod-16", "--sweep=0", f"--notes={_HOSTILE}"]
+  arguments = _changed(_CLONED, ["--accelerator_type=v5litepod-16", "--sweep=0",
+                                 f"--notes={_HOSTILE}"])
   status, shown = fake.run(tpu_vm, [*arguments, "--dry_run"])
   assert status == 0 and not fake.calls()
   status, text = fake.run(tpu_vm, arguments)

@@ -135,6 +135,7 @@ def test_plan_and_evals_ask_the_table():
       ("finetune", "optim.schedule.final_fraction", math.nan), ("overfit", "steps", "newest"),
       ("overfit", "frequency.binning", "bins"), ("probe", "compute_dtype", "float16"),
       ("probe", "mesh.data", 0), ("probe", "distributed.mode", "maybe"), ("probe", "tasks", ()),
+      ("probe", "distributed.coordinator", "x:1"), ("finetune", "optim.schedule.decay", "often"),
       ("finetune", "template", "none"), ("finetune", "lora.targets", ("head",))):
     config = _configs()[program]
     config.update({"lora": {"rank": 2}} if "lora" in field else {})

@@ -173,6 +173,29 @@ def test_results_whose_folder_vanishes_are_not_written_elsewhere(trained, tmp_pa
   assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("damage", [
+    lambda p: p.unlink(), lambda p: p.write_bytes(b""),
+    lambda p: p.write_bytes(p.read_bytes()[:-1]),
+    lambda p: p.write_bytes(bytes([p.read_bytes()[0] ^ 1]) + p.read_bytes()[1:])])
+@pytest.mark.parametrize("suffix", [".npz", ".jsonl"])
+def test_a_result_is_done_with_the_files_it_was_written_with(trained, tmp_path, suffix, damage):
+  session = toy(trained, tmp_path)
+  target = session.targets[0]
+  def write():
+    session.results.write(target, "sum", {"size": 1}, {"sum": 2}, records=[{"key": "a"}],
+                          arrays={"x": np.arange(3)})
+  write()
+  assert session.results.is_done(target, "sum", {"size": 1})
+  damage(session.results.path(target, "sum", suffix))
+  with pytest.raises(UserError, match=f"another sum{suffix}, which is damaged or gone; give"):
+    session.results.is_done(target, "sum", {"size": 1})
+  write()
+  assert session.results.is_done(target, "sum", {"size": 1})
+  session.results.write(target, "sum", {"size": 1}, {})
+  with pytest.raises(UserError, match="holds no values; give"):
+    session.results.is_done(target, "sum", {"size": 1})
+
+
 @pytest.mark.parametrize("change", [
     "", "[]", "null", "[" * 100_000, '{"schema_version": 1' + "0" * 5000 + "}",
     *[(field, value) for field in ("schema_version", "settings", "values", "checkpoint", "item")

@@ -46,7 +46,7 @@ def define_config_flag(program: str = ""):
     holder = config_flags.DEFINE_config_file(
         "config", None, "Config file, optionally with arguments: configs/llama2.py:size=1b,tpp=20.")
   except (flags.Error, OSError) as e:  # it looks into a --flagfile at once
-    errors.exit_with(f"the command line cannot be used: {_sentence(e)}")
+    errors.exit_with(_cannot_be_used(e))
   flags.FLAGS["config"].parser = _Parser(program)
   return holder
 
@@ -120,8 +120,7 @@ def _parse(argv):
     raise
   except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError,
           MemoryError, OSError, flags.Error) as e:
-    raise UserError(_unknown_field(argv) or
-                    f"the command line cannot be used: {_sentence(e)}") from e
+    raise UserError(_unknown_field(argv) or _cannot_be_used(e)) from e
   if len(rest) > 1:
     raise UserError(f"{rest[1]!r} is not a flag; flags start with -- and use =, see --help.")
   return rest
@@ -163,9 +162,9 @@ def _unknown_field(argv: Sequence[str]) -> str:
   return ""
 
 
-def _sentence(e: BaseException) -> str:
-  text = one_line(str(e.args[0] if e.args else e)) or type(e).__name__
-  return text if text.endswith((".", "?", "!")) else f"{text}."
+def _cannot_be_used(e: BaseException) -> str:
+  reason = one_line(str(e.args[0] if e.args else e)) or type(e).__name__
+  return f"the command line cannot be used: {reason.rstrip('. ')}; see --help."
 
 
 def config_source(name: str = "config") -> tuple[str, dict]:

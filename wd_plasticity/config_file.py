@@ -40,7 +40,8 @@ def get_config(filename: str, program: str = "") -> Any:
   path, argument = split(filename)
   function = load_function(filename, "get_config")
   if function is None:
-    raise UserError(f"{path} has no function get_config(), so it is not a config file.")
+    raise UserError(f"{path} has no function get_config(), so it is not a config file; "
+                    "give one that has, such as those in configs/.")
   config = function() if argument is None else function(argument)
   typed_config.check(config, f"get_config() of {path}")
   if config.get("program", "") != program:
@@ -62,7 +63,8 @@ def load_function(filename: str, name: str) -> Callable | None:
   if function is None:
     return None
   if not callable(function):
-    raise UserError(f"{name} of {path} is {type(function).__name__}, not a function.")
+    raise UserError(f"{name} of {path} is {type(function).__name__}, not a function; write "
+                    f"def {name}(...).")
   return lambda *args: _run(path, lambda: function(*_fitting(function, args, name, path)))
 
 
@@ -76,7 +78,7 @@ def _load(path: str) -> types.ModuleType:
     raise UserError(f"there is no config file {path}; configs/ has some.") from e
   except (OSError, ValueError) as e:  # a zero byte in the name is a ValueError
     reason = getattr(e, "strerror", None) or e
-    raise UserError(f"the config file {path} cannot be read ({reason}).") from e
+    raise UserError(f"the config file {path} cannot be read ({reason}); give another.") from e
   if path not in _loaded or _loaded[path][0] != source:
     # Not through importlib, which would leave a compiled copy beside the file.
     name = f"_config_file_{len(_loaded)}"
@@ -94,9 +96,11 @@ def _compile(source: bytes, path: str) -> types.CodeType:
     return compile(source, path, "exec")
   except SyntaxError as e:
     line = f" in line {e.lineno}" if e.lineno else ""
-    raise UserError(f"the config file {path} has a syntax error{line} ({one_line(e.msg)}).") from e
+    raise UserError(f"the config file {path} has a syntax error{line} ({one_line(e.msg)}); "
+                    "correct it.") from e
   except (ValueError, RecursionError, MemoryError) as e:
-    raise UserError(f"the config file {path} is not Python ({one_line(str(e))}).") from e
+    raise UserError(f"the config file {path} is not Python ({one_line(str(e))}); give "
+                    "another.") from e
 
 
 def _fitting(function: Callable, args: Sequence[Any], name: str, path: str) -> Sequence[Any]:
@@ -134,7 +138,7 @@ def _run(path: str, call: Callable[[], Any]) -> Any:
     where = f"{path}, line {line}" + (f" ({text})" if text else "") if line else path
     if isinstance(e, UserError):
       raise UserError(f"{where}: {e}" if line else str(e)) from e
-    raise UserError(f"the config file {where}, fails: {_said(e)}") from e
+    raise UserError(f"the config file {where}, fails: {_said(e)}; correct it.") from e
 
 
 def _line_of(error: BaseException, path: str) -> int | None:
@@ -148,7 +152,7 @@ def _line_of(error: BaseException, path: str) -> int | None:
 
 
 def _said(error: BaseException) -> str:
-  """What an error says, in one line that ends as a sentence."""
+  """What an error says, in one line without a full stop."""
   said = error
   while isinstance(said, BaseException) and said.args and isinstance(
       said, AttributeError | KeyError):  # ml_collections has one in the other
@@ -159,5 +163,4 @@ def _said(error: BaseException) -> str:
     text = ""
   kind = "" if said is not error and " " in text else type(error).__name__
   text = ": ".join(filter(None, (kind, text)))
-  text = text[:_LONGEST] + "..." if len(text) > _LONGEST else text
-  return text if text.endswith((".", "?", "!")) else f"{text}."
+  return text[:_LONGEST] + "..." if len(text) > _LONGEST else text.rstrip(". ")

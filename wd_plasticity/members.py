@@ -135,9 +135,22 @@ def flat_point(point: Any) -> dict[str, Any]:
   if not isinstance(point, Mapping) or not all(isinstance(field, str) for field in point):
     raise UserError(f"sweep(add) adds {point!r}; a point is a dict of fields, such as "
                     "add({'optim.weight_decay': 0.1}).")
-  flat = flatten(typed_config.plain(dict(point)))
+  point = typed_config.plain(dict(point))
+  if empty := _empty_section(point):
+    raise UserError(f"sweep(add) sets {empty}={{}}, which names no field.")
+  flat = flatten(point)
   return {field: value + 0.0 if isinstance(value, float) else value  # -0.0 is 0.0
           for field, value in flat.items()}
+
+
+def _empty_section(tree: Mapping[str, Any], prefix: str = "") -> str:
+  """The name of a section in nested dicts that has no field; '' when all have some."""
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      found = _empty_section(value, f"{prefix}{key}.") if value else f"{prefix}{key}"
+      if found:
+        return found
+  return ""
 
 
 def _at(config: ConfigDict, field: str) -> Any:

@@ -136,6 +136,9 @@ def _is_alive(pid: object) -> bool:
     return False
   except (PermissionError, OverflowError):  # of another user
     return True
+  # One that has ended may stay on the list of processes until its parent looks at it.
+  with contextlib.suppress(OSError):
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[:1] != [b"Z"]
   return True
 
 

@@ -39,11 +39,20 @@ def check(program: str, points: Sequence[Member]) -> None:
     if not _STEPS.fullmatch(config.steps):
       raise UserError(f"steps={config.steps!r} must be last, all, or numbers such as '100,200'.")
     choose("compute_dtype", config.compute_dtype, ("", *CHOICES["compute_dtype"]))
-    choose("distributed.mode", config.distributed.mode, distributed.MODES)
+    _check_processes(config.distributed)
     mesh.check_axes(config.mesh)
     if "tasks" in config:
       _check_tasks(config)
     _CHECKS.get(program, lambda config: None)(config)
+
+
+def _check_processes(section: ConfigDict) -> None:
+  choose("distributed.mode", section.mode, distributed.MODES)
+  if section.mode != "off" and section.coordinator and not (
+      0 <= section.process_id < section.num_processes):
+    raise UserError(f"distributed.coordinator={section.coordinator} needs "
+                    "distributed.num_processes and a distributed.process_id from 0 to "
+                    "num_processes - 1.")
 
 
 def _check_tasks(config: ConfigDict) -> None:

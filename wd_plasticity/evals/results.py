@@ -1,10 +1,12 @@
 """Results of an eval program on disk: one finished file per item, and a table of all.
 
 `<workdir>/evals/<program>/<member>/<step>/<item>.json` is written last, after its records
-(`.jsonl`) and arrays (`.npz`), so an item is either done or has to be done again.
+(`.jsonl`) and arrays (`.npz`), whose hashes it has, so an item is either done or has to be done
+again.
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -19,14 +21,14 @@ from wd_plasticity.config import as_json, flat_defaults, flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals.targets import Target
 from wd_plasticity.files import (
-  HeldFolder,
-  check_fields,
-  is_plain_name,
-  locked,
-  read_json,
-  write_atomically,
-  write_json,
-  write_text,
+    HeldFolder,
+    check_fields,
+    is_plain_name,
+    locked,
+    read_json,
+    write_atomically,
+    write_json,
+    write_text,
 )
 from wd_plasticity.plain import csv_text
 from wd_plasticity.training import distributed
@@ -98,6 +100,12 @@ class Results:
       if before.get(field) != now.get(field):
         return (f"was made with {field}={json.dumps(before.get(field))} and now it is "
                 f"{json.dumps(now.get(field))}")
+    if not made["values"]:
+      return "holds no values"
+    for suffix in (".jsonl", ".npz"):
+      path, digest = self.path(target, item, suffix), made.get("files", {}).get(suffix)
+      if digest and (not path.is_file() or _digest(path) != digest):
+        return f"was written with another {path.name}, which is damaged or gone"
     return ""
 
   def _set_aside(self, target: Target, item: str) -> None:
@@ -138,17 +146,19 @@ class Results:
       return
     if self._held:
       self._held.check()
-    path = self.path(target, item)
+    path, files = self.path(target, item), []
     if records is not None:
       lines = "".join(json.dumps(finite(r), allow_nan=False) + "\n" for r in records)
-      write_text(self.path(target, item, ".jsonl"), lines)
+      files.append(self.path(target, item, ".jsonl"))
+      write_text(files[-1], lines)
     if arrays is not None:
-      write_atomically(self.path(target, item, ".npz"),
-                       lambda f: np.savez_compressed(f, **arrays))
+      files.append(self.path(target, item, ".npz"))
+      write_atomically(files[-1], lambda f: np.savez_compressed(f, **arrays))
     document = {
         "schema": f"wd_plasticity.{self._program}", "schema_version": SCHEMA_VERSION,
         "item": item, "checkpoint": describe(target), "settings": as_json(settings),
-        "values": finite(values), "command": self._command, "code_version": code_version()}
+        "values": finite(values), "files": {f.suffix: _digest(f) for f in files},
+        "command": self._command, "code_version": code_version()}
     write_json(path, document)
 
   def all(self) -> list[dict[str, Any]]:
@@ -178,6 +188,11 @@ class Results:
         write_text(self.directory / "results.jsonl", lines)
         write_text(self.directory / "results.csv", _csv(items))
     return items
+
+
+def _digest(path: Path) -> str:
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def describe(target: Target) -> dict[str, Any]:
@@ -266,4 +281,6 @@ def _read(path: Path) -> dict[str, Any]:
     raise UserError(f"{path} was written by a newer wd_plasticity; update this one.")
   check_fields(made, path, what, advice, _FIELDS)
   check_fields(made["checkpoint"], path, what, advice, _CHECKPOINT)
+  if "files" in made:  # since there are hashes
+    check_fields(made, path, what, advice, {"files": dict})
   return made

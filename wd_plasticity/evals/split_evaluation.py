@@ -25,7 +25,7 @@ def check(evaluate: ConfigDict) -> None:
     UserError: with the field and what it can be.
   """
   if evaluate.generate not in GENERATE:
-    raise UserError(f"evaluate.generate={evaluate.generate!r} is not one of "
+    raise UserError(f"evaluate.generate={evaluate.generate!r} is unknown; use one of "
                     f"{', '.join(GENERATE)}.")
   for field in ("samples", "max_new_tokens", "observations", "observed_problems",
                 "forgetting_sequences"):

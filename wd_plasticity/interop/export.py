@@ -71,7 +71,7 @@ def export(path: str | os.PathLike, out: str | os.PathLike, *, dtype: str = "",
   """
   shard_bytes = parse_size(shard_size)
   if dtype not in ("", *DTYPES):
-    raise UserError(f"--dtype={dtype} is not one of {', '.join(DTYPES)}.")
+    raise UserError(f"--dtype={dtype} is unknown; use one of {', '.join(DTYPES)}.")
   out = pathlib.Path(out).expanduser().absolute()
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise UserError(f"--out={out} is there already; delete it or give another folder.")

@@ -52,6 +52,8 @@ def _check_words(section: Any, field: str) -> None:
     raise UserError(f"{field}.name={section.name!r} is unknown; choose one of {', '.join(NAMES)}.")
   if not 0 <= section.final_fraction <= 1:
     raise UserError(f"{field}.final_fraction={section.final_fraction} must be between 0 and 1.")
+  for name in ("warmup", "decay"):  # also where it decides nothing
+    exact_length(section[name], 1, 1, f"{field}.{name}")
 
 
 def make_schedule(

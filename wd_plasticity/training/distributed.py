@@ -36,7 +36,8 @@ def initialise(section: ConfigDict) -> str:
     UserError: bad fields, or no answer from the coordinator within the timeout.
   """
   if section.mode not in MODES:
-    raise UserError(f"distributed.mode={section.mode!r} is not one of {', '.join(MODES)}.")
+    raise UserError(f"distributed.mode={section.mode!r} is unknown; use one of "
+                    f"{', '.join(MODES)}.")
   if section.mode == "on" or (section.mode == "auto" and (section.coordinator or _in_cluster())):
     _connect(section)
   return (f"process {jax.process_index()} of {jax.process_count()}: "

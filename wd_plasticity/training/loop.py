@@ -128,6 +128,7 @@ class ChunkTrainer:
 
   def _train(self):
     state = self._restore() if self.start else self._init()
+    distributed.barrier("all processes have the state")
     hyper = self._hyper()
     self.metrics = [
         MemberMetrics(d, m.name, self.start, wandb=self.config.log.wandb,
