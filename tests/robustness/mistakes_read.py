@@ -9,7 +9,7 @@ import tarfile
 
 import zstandard
 from judge import Case
-from mistakes_written import PROGRAMS
+from mistakes_written import PROGRAMS, with_flag
 
 PREPARE = "wd_plasticity.data.prepare"
 IMPORT = "wd_plasticity.interop.import_"
@@ -249,7 +249,7 @@ def launchers():
       ("launch.xpk", "--num_slices=0", "num_slices"),
       ("launch.xpk", "--max_restarts=-1", "max_restarts"),
       ("launch.xm", "--executor=moon", "executor"), ("launch.xm", "--cpu=many", "cpu")):
-    yield Case(f"{program} {flag}", program, (*PROGRAMS[program], *flag.split()), words)
+    yield Case(f"{program} {flag}", program, with_flag(program, *flag.split()), words)
   for program in ("launch.local", "launch.slurm", "launch.tpu_vm", "launch.xpk"):
     good = PROGRAMS[program]
     for flag, words in (
@@ -259,7 +259,7 @@ def launchers():
         ("--set_config=optim.weight_decay=nan", "weight_decay"),
         ("--config.mesh.data=3", "mesh"), ("--config.train.steps=-1", "steps"),
         ("--config.checkpoint.every=0 steps", "every"), ("--config.seed=2147483648", "seed")):
-      yield Case(f"{program} {flag}", program, (*good, flag), words)
+      yield Case(f"{program} {flag}", program, with_flag(program, flag), words)
     yield Case(f"{program} braces", program,
                (*(f for f in good if not f.startswith("--workdir")), "--workdir=/a/{host}"), "host")
 
