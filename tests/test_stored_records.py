@@ -192,7 +192,7 @@ def test_a_result_is_done_with_the_files_it_was_written_with(trained, tmp_path, 
   write()
   assert session.results.is_done(target, "sum", {"size": 1})
   session.results.write(target, "sum", {"size": 1}, {})
-  with pytest.raises(UserError, match="holds no values; give"):
+  with pytest.raises(UserError, match="holds no values; move it elsewhere"):
     session.results.is_done(target, "sum", {"size": 1})
 
 

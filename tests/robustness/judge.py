@@ -52,10 +52,10 @@ class Case:
     return re.sub(r"[^\w.=,()'<>:+-]+", "_", self.name)[:100]
 
 
-def parameters(groups: Mapping[str, Callable[[], Iterable[Case]]]) -> list:
-  """(group, case) of all cases: every third is slow, the others are nightly."""
+def parameters(groups: Mapping[str, Callable[[], Iterable[Case]]], of: int = 3) -> list:
+  """(group, case) of all cases: one in so many is slow, the others are nightly."""
   return [pytest.param(group, case, id=str(case),
-                       marks=pytest.mark.nightly if number % 3 else pytest.mark.slow)
+                       marks=pytest.mark.nightly if number % of else pytest.mark.slow)
           for group, make in groups.items() for number, case in enumerate(make())]
 
 

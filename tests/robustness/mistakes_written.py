@@ -54,7 +54,7 @@ data.num_workers=-1            data.sequence_length=0        data.sequence_lengt
 data.sequence_length=1000000000000                           data.validation_fraction=nan
 data.validation_fraction=1.5   data.validation_fraction=-0.1 data.train_subset_fraction=nan
 data.train_subset_fraction=2   data.max_documents=-1         data.source=web
-data.strip=(                   data.tokenizer.kind=words     data.train=
+data.strip=(                   data.tokenizer.kind=words
 optim.learning_rate=nan        optim.learning_rate=inf       optim.learning_rate=-1
 optim.learning_rate=fast       optim.beta1=1                 optim.beta1=nan
 optim.beta1=-0.1               optim.beta2=1.5               optim.beta2=nan
@@ -85,8 +85,8 @@ seed=1208925819614629174706176 seed=one                      optim=3
 # Only without train.steps, which the tiny run has.
 BUDGET = ("nan", "inf", "-1", "0", "1e300")
 # Needs the data, so not a dry run.
-LATER = {"data.train=@/nowhere/*.txt": "nowhere", "data.validation=@/nowhere/*.txt": "nowhere",
-         "data.train=@/run.py": "run.py", "model.vocab_size=100": "vocab_size",
+LATER = {"data.train=": "data.train", "data.train=@/nowhere/*.txt": "nowhere",
+         "data.validation=@/nowhere/*.txt": "nowhere", "data.train=@/run.py": "run.py", "model.vocab_size=100": "vocab_size",
          "data.sequence_length=100000": "sequence_length|record|text",
          "data.max_documents=1": "document|record",
          "data.validation_fraction=0": "validation", "data.cache_dir=@/run.py": "run.py",
@@ -273,8 +273,7 @@ def flags():
       ("wd_plasticity.interop.import_", "--step=0", "step"),
       ("wd_plasticity.interop.import_", "--seed=-1", "seed"),
       ("wd_plasticity.interop.import_", "--tokens=-1", "tokens"),
-      ("wd_plasticity.interop.import_", "--tokenizer=@/nowhere", "tokenizer"),
-      ("wd_plasticity.interop.lm_eval_cli", "--model=wd_plasticity", "tasks")):
+      ("wd_plasticity.interop.import_", "--tokenizer=@/nowhere", "tokenizer")):
     yield Case(f"{program}: {flag[:40]}", program, with_flag(program, flag), words)
 
 

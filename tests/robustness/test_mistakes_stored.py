@@ -12,7 +12,7 @@ def figures():
   made.close()
 
 
-@pytest.mark.parametrize("group, case", parameters(mistakes.GROUPS))
+@pytest.mark.parametrize("group, case", parameters(mistakes.GROUPS, of=8))
 def test_a_mistake_is_one_sentence(group, case, world, figures, tmp_path):
   complaints = judge(case, world, tmp_path)
   figures.count(group, "tried")

@@ -100,8 +100,6 @@ class Results:
       if before.get(field) != now.get(field):
         return (f"was made with {field}={json.dumps(before.get(field))} and now it is "
                 f"{json.dumps(now.get(field))}")
-    if not made["values"]:
-      return "holds no values"
     for suffix in (".jsonl", ".npz"):
       path, digest = self.path(target, item, suffix), made.get("files", {}).get(suffix)
       if digest and (not path.is_file() or _digest(path) != digest):
@@ -281,6 +279,8 @@ def _read(path: Path) -> dict[str, Any]:
     raise UserError(f"{path} was written by a newer wd_plasticity; update this one.")
   check_fields(made, path, what, advice, _FIELDS)
   check_fields(made["checkpoint"], path, what, advice, _CHECKPOINT)
+  if not made["values"]:
+    raise UserError(f"{path} holds no values; {advice}.")
   if "files" in made:  # since there are hashes
     check_fields(made, path, what, advice, {"files": dict})
   return made

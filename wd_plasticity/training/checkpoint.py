@@ -305,7 +305,23 @@ def open_checkpoint(path: str | os.PathLike, step: int | None = None) -> StoredC
   if step is not None and step not in steps:
     raise UserError(f"{directory} has no checkpoint of step {step}; it has "
                     f"{', '.join(map(str, steps))}.")
+  if step is None:
+    _refuse_damaged(directory, newer_than=steps[-1])
   return StoredCheckpoint(directory / str(steps[-1] if step is None else step))
+
+
+def _refuse_damaged(directory: Path, newer_than: int) -> None:
+  """An earlier checkpoint is not taken in silence for the newest, which is damaged.
+
+  One whose save was killed, or is just ending, may be passed over.
+
+  Raises:
+    RefusedCheckpoint: there is a newer one, of which a part is missing.
+  """
+  for step, path in stored_state.step_directories(directory):
+    if step > newer_than and not (stored_state.was_interrupted(path)
+                                  or stored_state.is_being_deleted(path)):
+      raise stored_state.RefusedCheckpoint(path, stored_state.why_unfinished(path))
 
 
 def check_space(directory: str | os.PathLike, bytes_needed: int) -> None:
