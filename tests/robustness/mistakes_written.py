@@ -86,7 +86,8 @@ seed=1208925819614629174706176 seed=one                      optim=3
 BUDGET = ("nan", "inf", "-1", "0", "1e300")
 # Needs the data, so not a dry run.
 LATER = {"data.train=": "data.train", "data.train=@/nowhere/*.txt": "nowhere",
-         "data.validation=@/nowhere/*.txt": "nowhere", "data.train=@/run.py": "run.py", "model.vocab_size=100": "vocab_size",
+         "data.validation=@/nowhere/*.txt": "nowhere", "data.train=@/run.py": "run.py",
+         "model.vocab_size=100": "vocab_size",
          "data.sequence_length=100000": "sequence_length|record|text",
          "data.max_documents=1": "document|record",
          "data.validation_fraction=0": "validation", "data.cache_dir=@/run.py": "run.py",

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-import tiny
 from judge import Figures
+from test_checkpoint import META
 from test_training import BATCH, LENGTH, _config, _program
 
 from wd_plasticity.training import mesh as mesh_lib
@@ -15,9 +15,9 @@ MESHES = {"1": {}, "2 data": dict(data=2), "4 fsdp x tensor": dict(fsdp=2, tenso
           "4 sweep x data": dict(sweep=2, data=2),
           "8 sweep x fsdp x tensor": dict(sweep=2, fsdp=2, tensor=2)}
 _DECAYS, _BEFORE, _AFTER = (0.1, 1.0), 3, 3
-# Of a loss of about 5 in float32, whose steps are of 5e-7: of the next step, and of the third.
-_TOLERANCE, _TOLERANCE_LATER = 1e-6, 1e-5
-_META = {"member": "m", "step": _BEFORE, "config": tiny.tiny_config("nowhere").to_dict()}
+# Of a loss of about 5 in float32, whose steps are of 5e-7. What is restored is equal bit by bit;
+# meshes sum in orders of their own, and this is what test_training allows them.
+_TOLERANCE = 1e-5
 
 
 class _Run:
@@ -46,7 +46,7 @@ class _Run:
       member = self.program.member(state, m)
       checkpoints = MemberCheckpoints(folder / str(m))
       checkpoints.save(_BEFORE, member["params"], member["opt_state"], {"next_step": _BEFORE},
-                       _META)
+                       META)
       checkpoints.close()
 
   def restore(self, folder):
@@ -60,6 +60,11 @@ class _Run:
     return self.program.stack(members)
 
 
+def _bits(state):
+  """Parameters and optimizer state on the host."""
+  return jax.tree.leaves(jax.device_get((state["params"], state["opt_state"])))
+
+
 @pytest.mark.slow
 def test_all_pairs_of_meshes(tmp_path):
   runs = {name: _Run(mesh) for name, mesh in MESHES.items()}
@@ -67,7 +72,7 @@ def test_all_pairs_of_meshes(tmp_path):
   for name, run in runs.items():
     _, state = run.train(run.program.init(np.zeros(2, np.int32)), range(_BEFORE))
     run.save(state, tmp_path / name)
-    stored[name] = [np.asarray(x) for x in jax.tree.leaves(jax.device_get(state["params"]))]
+    stored[name] = _bits(state)
     wanted[name], _ = run.train(state, range(_BEFORE, _BEFORE + _AFTER))
   figures = Figures("meshes", tuple(str(i) for i in range(1, 6)))
   figures.note("rows: saved on; columns: restored on; difference of the next loss in 1e-9")
@@ -75,8 +80,7 @@ def test_all_pairs_of_meshes(tmp_path):
   for source in MESHES:
     for number, (name, run) in enumerate(runs.items(), 1):
       state = run.restore(tmp_path / source)
-      for x, y in zip(stored[source], jax.tree.leaves(jax.device_get(state["params"])),
-                      strict=True):
+      for x, y in zip(stored[source], _bits(state), strict=True):
         np.testing.assert_array_equal(y, x, err_msg=f"{source} on {name}")
       losses, _ = run.train(state, range(_BEFORE, _BEFORE + _AFTER))
       difference = np.abs(losses - wanted[source]).max(axis=1)
@@ -85,4 +89,4 @@ def test_all_pairs_of_meshes(tmp_path):
   figures.note(f"worst difference of {len(MESHES) ** 2} pairs: {worst[0]:.2g} at the next step, "
                f"{worst[-1]:.2g} at the third")
   figures.close()
-  assert worst[0] <= _TOLERANCE and worst.max() <= _TOLERANCE_LATER
+  assert worst.max() <= _TOLERANCE
