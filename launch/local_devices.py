@@ -113,7 +113,8 @@ def _divide_cores(devices_per_job: int | None, jobs: int, cores: Sequence[int]) 
   if jobs == 1 or not cores:
     return [Group("CPU")] * jobs
   if jobs > len(cores):
-    raise UserError(f"--jobs_at_once={jobs} is more than the {len(cores)} cores of this machine.")
+    raise UserError(f"--jobs_at_once={jobs} is more than the {len(cores)} cores of this machine; "
+                    "give fewer.")
   bounds = [round(i * len(cores) / jobs) for i in range(jobs + 1)]
   groups = []
   for a, b in zip(bounds, bounds[1:], strict=False):

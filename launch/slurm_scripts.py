@@ -6,12 +6,17 @@ here talks to SLURM.
 
 import dataclasses
 import pathlib
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 
 from launch.jobs import MISTAKE, STOPPED, Job
 from wd_plasticity.errors import UserError
 from wd_plasticity.study.plan import PRETRAINING, REPORT
+
+# As sbatch reads them: minutes[:seconds], hours:minutes:seconds, days-hours[:minutes[:seconds]].
+_TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|(?i:infinite|unlimited)", re.ASCII)
+_MEMORY = re.compile(r"\d+[KMGTkmgt]?", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +67,11 @@ class Resources:
     if self.num_gpus and self.processes_per_node not in (1, self.num_gpus):
       raise UserError(f"--processes_per_node={self.processes_per_node} must be 1, or "
                       f"{self.num_gpus} for one process per GPU.")
+    for name, pattern, example in (("time", _TIME, "8:00:00 or 1-12:00:00"),
+                                   ("mem", _MEMORY, "64G")):
+      if (value := self.options.get(name)) and not pattern.fullmatch(value):
+        raise UserError(f"--{name}={value} is not one that SLURM reads; write for example "
+                        f"{example}.")
     for argument in self.extra:
       if not argument.startswith("-"):
         raise UserError(f"--sbatch={argument} is not an option of sbatch; write for example "

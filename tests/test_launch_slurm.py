@@ -181,6 +181,9 @@ def test_the_first_process_that_fails_says_why(tmp_path):
 
 @pytest.mark.parametrize("fields, message", [
     (dict(nodes=0), "--nodes=0 must be at least 1"),
+    (dict(options={"time": "yesterday"}), "--time=yesterday is not one that SLURM reads; write"),
+    (dict(options={"time": "1:2:3:4"}), "--time=1:2:3:4 is not one"),
+    (dict(options={"mem": "much"}), "--mem=much is not one that SLURM reads; write"),
     (dict(gpus_per_node="a100"), "--gpus_per_node=a100 is not a number of GPUs"),
     (dict(gpus_per_node="4", processes_per_node=2), "must be 1, or 4 for one process per GPU"),
     (dict(seconds_to_save=-1), "--seconds_to_save=-1"),

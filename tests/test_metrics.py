@@ -214,3 +214,18 @@ def test_sync_puts_both_files_on_the_disk(tmp_path, monkeypatch):
     writer.sync()
   assert {str(tmp_path / "metrics.jsonl"), str(tmp_path / "speed.jsonl")} <= set(synced)
   metrics.MemberMetrics(tmp_path, "m", 0, enabled=False).sync()
+
+
+def test_damage_after_the_step_that_a_run_goes_on_from_is_dropped_with_the_rest(tmp_path):
+  with MemberMetrics(tmp_path, "m", 0) as metrics:
+    for step in range(1, 6):
+      metrics.write(step, {"train/loss": 1.0})
+  path = tmp_path / "metrics.jsonl"
+  lines = path.read_bytes().splitlines(keepends=True)
+  for damaged in (2, 3):  # the line of step 3, and that of step 4
+    path.write_bytes(b"".join([*lines[:damaged], b"\xff" + lines[damaged], *lines[damaged + 1:]]))
+    MemberMetrics(tmp_path, "m", 2).close()
+    assert path.read_bytes() == b"".join(lines[:2])
+  path.write_bytes(b"\xff" + b"".join(lines))
+  with pytest.raises(UserError, match="line 1 of .*metrics.jsonl is not a record"):
+    MemberMetrics(tmp_path, "m", 2)

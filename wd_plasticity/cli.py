@@ -1,6 +1,7 @@
 """Command lines: absl flags and ml_collections configs, with mistakes said in one sentence."""
 
 import itertools
+import math
 import os
 import re
 import signal
@@ -110,6 +111,9 @@ def _parse(argv):
   try:
     rest = flags.FLAGS(argv)
     _refuse_repeated(argv[1:])
+    for flag in map(flags.FLAGS.__getitem__, flags.FLAGS):
+      if isinstance(flag.value, float) and not math.isfinite(flag.value):
+        raise UserError(f"--{flag.name}={flag.value} is not a number; give one.")
     if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
       typed_config.check(flags.FLAGS["config"].value, "the command line")
   except SystemExit:  # absl has printed the help and would say that this was a failure

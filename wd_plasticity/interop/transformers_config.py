@@ -284,7 +284,8 @@ def _scaling(name: str, rope: Any, model_type: str) -> tuple[float, ...]:
 
 
 def _not_here(model_type: str, what: str) -> NoReturn:
-  raise UserError(f"This {model_type} model uses {what}, which the decoder here does not have.")
+  raise UserError(f"This {model_type} model uses {what}, which the decoder here does not have; "
+                  "give one without.")
 
 
 def _whole(fields: Mapping, name: str, default: int | None = None) -> int:

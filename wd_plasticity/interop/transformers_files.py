@@ -177,8 +177,8 @@ def _files(path: Path) -> dict[str, Stored]:
   if any(path.glob("pytorch_model*.bin*")):
     raise UserError(
         f"{path} has only pickle files (pytorch_model.bin), which can run any code and are not "
-        "read here; load it with transformers where you trust it and write it again by "
-        "save_pretrained(..., safe_serialization=True).")
+        "read here; load it with transformers where you trust it and write it again as "
+        "safetensors by save_pretrained(..., safe_serialization=True).")
   raise UserError(f"{path} has neither {_SINGLE} nor {_INDEX}; give a directory that transformers' "
                   "save_pretrained has written.")
 

@@ -57,8 +57,14 @@ def _json_line(step: int, values: Mapping[str, float]) -> str:
   return json.dumps(record, allow_nan=False) + "\n"
 
 
-def _complete_lines(path: Path) -> Iterable[tuple[str, dict]]:
-  """Yields (line, record). A last line cut short by a kill is left out."""
+def _complete_lines(path: Path, until: float = math.inf) -> Iterable[tuple[str, dict]]:
+  """Yields (line, record). A last line cut short by a kill is left out.
+
+  Args:
+    path: the file.
+    until: step after which no record is needed: from there on, one that is damaged is the end.
+  """
+  reached = False
   lines = path.read_bytes().split(b"\n")
   # Whatever follows the last newline was still being written.
   for number, line in enumerate(lines[:-1], start=1):
@@ -67,10 +73,11 @@ def _complete_lines(path: Path) -> Iterable[tuple[str, dict]]:
       record = parse_json(text)
       record["step"] = int(record["step"])
     except (ValueError, TypeError, KeyError, OverflowError):
-      if number == len(lines) - 1:
+      if reached or number == len(lines) - 1:
         return
       raise UserError(f"line {number} of {path} is not a record of metrics; restore the file from "
                       "a copy.") from None
+    reached = record["step"] >= until
     yield text + "\n", record
 
 
@@ -124,7 +131,8 @@ def _keep_until(path: Path, start_step: int) -> None:
   if not path.exists():
     return
   # A run from step 0 writes its step-0 values again.
-  kept = [line for line, record in _complete_lines(path) if 0 < start_step >= record["step"]]
+  kept = [line for line, record in _complete_lines(path, start_step)
+          if 0 < start_step >= record["step"]]
   write_text(path, "".join(kept))  # under a name of its own: no link is followed
 
 
