@@ -247,3 +247,21 @@ def test_a_dry_run_plans_every_program():
   }.items():
     with pytest.raises(UserError, match=words):
       _study(**changes)
+
+
+@pytest.mark.parametrize("program, field", [
+    *[(program, "tokenizer_dir") for program in PROGRAMS], ("finetune", "reward_model"),
+    ("lm_eval", "include_path")])
+def test_folders_that_are_not_there_are_refused_also_where_they_are_not_read(
+    tmp_path, program, field):
+  config = getattr(eval_config, f"{program}_config")()
+  config[field] = str(tmp_path / "nowhere")
+  with pytest.raises(UserError, match=f"{field}='.*nowhere' is not a folder; give"):
+    checks.check(program, members.expand(config, None, alone=()))
+
+
+def test_targets_of_lora_are_checked_also_where_it_is_off():
+  config = eval_config.finetune_config()
+  config.lora.targets = ("nose",)
+  with pytest.raises(UserError, match="lora.targets=.*nose.* must be some of"):
+    checks.check("finetune", members.expand(config, None, alone=()))

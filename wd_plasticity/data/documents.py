@@ -95,7 +95,7 @@ def compile_strip(strip: str) -> re.Pattern | None:
   try:
     return re.compile(strip) if strip else None
   except re.error as e:
-    raise UserError(f"data.strip={strip!r} is not a regular expression ({e}).") from e
+    raise UserError(f"data.strip={strip!r} is not a regular expression ({e}); correct it.") from e
 
 
 def in_batches(documents: Iterable[tuple[str, str]],

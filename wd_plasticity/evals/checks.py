@@ -1,5 +1,6 @@
 """What an eval program refuses before any work: at its start, and by a study before pretraining."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 
@@ -19,6 +20,7 @@ from wd_plasticity.optim import adamw, groups, schedules
 from wd_plasticity.tasks import registry
 from wd_plasticity.training import distributed, mesh
 
+_FOLDERS = ("tokenizer_dir", "reward_model", "include_path")
 _STEPS = re.compile(r"\s*(last|all|\d{1,18}(\s*,\s*\d{1,18})*)\s*")
 
 
@@ -43,6 +45,10 @@ def check(program: str, points: Sequence[Member]) -> None:
     mesh.check_axes(config.mesh)
     if "tasks" in config:
       _check_tasks(config)
+    for field in _FOLDERS:
+      if config.get(field) and not os.path.isdir(config[field]):
+        raise UserError(f"{field}={config[field]!r} is not a folder; give one that is there, or "
+                        "leave the field empty.")
     _CHECKS.get(program, lambda config: None)(config)
 
 

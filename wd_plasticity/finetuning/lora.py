@@ -29,7 +29,7 @@ def check(rank: int, targets: Sequence[str]) -> None:
   if rank < 0:
     raise UserError(f"lora.rank={rank} must be 0 (no LoRA) or more.")
   unknown = [t for t in targets if t not in TARGETS]
-  if rank and (unknown or not targets):
+  if unknown or (rank and not targets):
     raise UserError(f"lora.targets={tuple(targets)!r} must be some of {', '.join(TARGETS)}.")
 
 

@@ -80,7 +80,8 @@ def parse_rules(rules: Sequence[str]) -> tuple[tuple[str, str], ...]:
     try:
       re.compile(pattern)
     except re.error as e:
-      raise UserError(f"optim.decay.rules: {pattern!r} is not a regular expression ({e}).") from e
+      raise UserError(f"optim.decay.rules: {pattern!r} is not a regular expression ({e}); "
+                      "correct it.") from e
     pairs.append((pattern, group))
   return tuple(pairs)
 
