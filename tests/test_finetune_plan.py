@@ -151,7 +151,7 @@ def test_a_generator_is_of_one_tokenizer(trained, tmp_path):
 def test_the_base_model_is_evaluated_again_where_that_differs(trained, tmp_path, monkeypatch):
   same = [{}, {"optim.learning_rate": 0.1}, {"epochs": 1}, {"max_train": 12}]
   other = [{"max_test": 4}, {"template": "{prompt}"}, {"max_length": 50}, {"seed": 1},
-           {"evaluate.samples": 1}, {"reward_model": "somewhere"}]
+           {"evaluate.samples": 1}, {"reward_model": "."}]
   session = _session(trained, tmp_path, _config(tmp_path), *same[1:], *other)
   session.targets = session.targets[:1]
   tuning, made = finetune.Tuning(session), []
