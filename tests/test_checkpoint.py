@@ -136,6 +136,14 @@ def test_retention_keeps_the_newest_and_the_chosen(tmp_path):
   assert checkpoints.steps() == [1, 8]
 
 
+def test_a_save_of_a_run_that_was_stopped_goes_when_it_has_gone_on(tmp_path):
+  checkpoints = write(tmp_path, [3, 6, 7], keep_latest=2, every=3)
+  assert checkpoints.steps() == [3, 6, 7]
+  assert write(tmp_path, [8], keep_latest=2, every=3).steps() == [3, 6, 8]
+  assert write(tmp_path, [9], keep_latest=2, every=3).steps() == [6, 9]
+  assert write(tmp_path, [10], keep_latest=2, every=3, keep_steps=[10]).steps() == [9, 10]
+
+
 def test_a_step_that_is_there_is_left_alone(tmp_path):
   checkpoints = write(tmp_path, [1])
   checkpoints.save(1, *make_state(9), {}, META)

@@ -54,17 +54,19 @@ PyTree = Any
 class MemberCheckpoints:
   """The checkpoints of one member, kept in one directory, which nothing else writes to.
 
-  Retention: the newest `keep_latest` (at least one, so the last step is always
-  there) and, for good, those at `keep_steps`.
+  Retention: the newest, the newest `keep_latest` of the regular ones and, for good, those at
+  `keep_steps`. Regular are multiples of `every`: what a run saved because it was stopped goes
+  when it has gone on, so that an interrupted run leaves what an uninterrupted one does.
   """
 
   def __init__(self, directory: str | os.PathLike, *, keep_latest: int = 1,
-               keep_steps: Iterable[int] = ()):
+               keep_steps: Iterable[int] = (), every: int = 1):
     """Opens the directory, makes it if needed and clears what killed saves left."""
     check_place(directory)
     self.directory = Path(directory).absolute()
     self._keep_latest = max(1, keep_latest)
     self._keep_steps = frozenset(keep_steps)
+    self._every = every
     self._saving = None
     self._last_saved = None
     self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
@@ -191,8 +193,11 @@ class MemberCheckpoints:
 
   def _prune(self) -> None:
     """Deletes what retention does not keep."""
-    for step in self.steps()[:-self._keep_latest]:
-      if step not in self._keep_steps:
+    steps = self.steps()
+    regular = [s for s in steps if s % self._every == 0 or s in self._keep_steps]
+    kept = self._keep_steps.union(regular[-self._keep_latest:], steps[-1:])
+    for step in steps:
+      if step not in kept:
         stored_state.remove(self.directory / str(step))
 
   def _clear_unfinished(self) -> None:

@@ -101,7 +101,8 @@ class ChunkTrainer:
     self.directories = [chunk.workdir / "members" / m.name for m in chunk.members]
     self.checkpoints = [
         MemberCheckpoints(d / "checkpoints", keep_latest=max(2, self.config.checkpoint.keep_latest),
-                          keep_steps=(*self.plan.keep_steps, self.plan.steps))
+                          keep_steps=(*self.plan.keep_steps, self.plan.steps),
+                          every=self.plan.checkpoint_every)
         for d in self.directories]
     self.failed = [resume.read_failure(d) for d in self.directories]
     self.start = chunk.start
