@@ -151,3 +151,21 @@ def test_every_program_refuses_addresses(module, flags, tmp_path, monkeypatch):
   (status, said), = launching.many(module, flags)
   assert status == 2 and said.count("\n") == 1 and "is an address" in said, said
   assert not list(tmp_path.iterdir())
+
+
+def test_a_path_is_no_longer_than_paths_can_be():
+  paths.local_path("a/" * 2000 + "," + "b/" * 2000, "data.train")  # two files
+  with pytest.raises(UserError, match="--cache_dir has 5000 characters, more than a path can"):
+    paths.local_path("a/" * 2500, "--cache_dir")
+
+
+@pytest.mark.parametrize("given", ["--workdir=", "--workdir= "])
+def test_a_folder_without_a_name_is_refused(given, monkeypatch):
+  values = flags.FlagValues()
+  flags.DEFINE_string("workdir", None, "", flag_values=values)
+  monkeypatch.setattr(paths.flags, "FLAGS", values)
+  values(["program"])
+  paths.check_flags()
+  values(["program", given])
+  with pytest.raises(UserError, match="--workdir is empty; name a folder"):
+    paths.check_flags()

@@ -21,6 +21,9 @@ FIELDS = ("data.train", "data.validation", "data.cache_dir", "data.tokenizer.pat
           "tokenizer_dir", "include_path", "reward_model")
 SECTIONS = ("sources.",)  # all of whose fields are paths
 
+_LONGEST = 4095  # bytes, of Linux
+# Flags that name a folder, and cannot name none.
+_FOLDERS = ("workdir", "checkpoint", "out", "model")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/", re.ASCII)
 _WINDOWS_OR_TFDS = re.compile(r"[A-Za-z]:/|tfds:/(?!/)")
 
@@ -33,12 +36,15 @@ def local_path(path: str | os.PathLike | None, name: str) -> None:
     name: of the flag or field that it is the value of.
 
   Raises:
-    UserError: it is an address.
+    UserError: it is an address, or longer than a path can be.
   """
   if "\0" in os.fspath(path or ""):
     raise UserError(f"{name}={path!r} has a character in it that no path can have.")
   for part in os.fspath(path or "").split(","):
     part = part.strip()
+    if len(os.fsencode(part)) > _LONGEST:
+      raise UserError(f"{name} has {len(part)} characters, more than a path can have; give a "
+                      "shorter one.")
     if _ADDRESS.match(part) and not _WINDOWS_OR_TFDS.match(part):
       raise UserError(f"{name}={part} is an address, and only paths of a file system can be read "
                       "and written; mount the bucket as a folder (gcsfuse, s3fs), or download "
@@ -46,12 +52,17 @@ def local_path(path: str | os.PathLike | None, name: str) -> None:
 
 
 def check_flags(except_for: Collection[str] = ()) -> None:
-  """Refuses addresses, and places of checkpoints with a backslash; raises like `local_path`."""
+  """Refuses addresses, folders without a name, and places of checkpoints with a backslash.
+
+  Raises like `local_path`.
+  """
   for name in FLAGS:
     if name in flags.FLAGS and name not in except_for:
       value = flags.FLAGS[name].value
       for path in value if isinstance(value, list) else [value]:
         if isinstance(path, str):
+          if name in _FOLDERS and flags.FLAGS[name].present and not path.strip():
+            raise UserError(f"--{name} is empty; name a folder.")
           local_path(path, f"--{name}")
           if name in ("workdir", "checkpoint"):
             check_place(path)

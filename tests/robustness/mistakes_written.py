@@ -121,8 +121,7 @@ _LINE = r"(?=.*bad\.py)(?=.*line \d+)"  # the file, and which line of it
 FILES = {
     "syntax error": (RUN + "\ndef (:\n", _LINE), "tabs and spaces": (RUN + "\n\tx = 1\n", _LINE),
     "empty": ("", r"bad\.py.*get_config|get_config.*bad\.py"),
-    "binary": (b"\x00\xff\xfe\x80" * 20, r"bad\.py"), "latin-1": (b"# caf\xe9\n" + RUN.encode(),
-                                                                 r"bad\.py"),
+    "binary": (b"\x00\xff\xfe\x80" * 20, r"bad\.py"),
     "no get_config": ("x = 1\n", "get_config"),
     "get_config returns nothing": (_GET, "get_config"),
     "get_config returns a number": ("def get_config():\n  return 3\n", "get_config"),

@@ -11,6 +11,7 @@ many times slower: OPENBLAS_NUM_THREADS=1 gives it a fair chance.
 """
 
 import functools
+import math
 import time
 from collections.abc import Sequence
 
@@ -32,6 +33,16 @@ _WIDTH = flags.DEFINE_integer("width", 96, "Features of an example.", lower_boun
 _CLASSES = flags.DEFINE_integer("classes", 4, "Classes.", lower_bound=2)
 _STRENGTHS = flags.DEFINE_list("inverse_strengths", ["1e-3", "1e-2", "1e-1", "1"],
                                "scikit-learn's C of each fit.")
+
+
+def _are_strengths(texts: Sequence[str]) -> bool:
+  try:
+    return bool(texts) and all(0 < float(c) < math.inf for c in texts)
+  except ValueError:
+    return False
+
+
+flags.register_validator(_STRENGTHS, _are_strengths, "must be positive numbers, such as 0.1,1")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Shares of the sets.", lower_bound=1)
 
 
