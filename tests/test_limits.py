@@ -250,14 +250,15 @@ def test_a_dry_run_plans_every_program():
 
 
 @pytest.mark.parametrize("program, field", [
-    *[(program, "tokenizer_dir") for program in PROGRAMS], ("finetune", "reward_model"),
-    ("lm_eval", "include_path")])
+    *[(program, "tokenizer_dir") for program in PROGRAMS], ("finetune", "reward_model")])
 def test_folders_that_are_not_there_are_refused_also_where_they_are_not_read(
     tmp_path, program, field):
   config = getattr(eval_config, f"{program}_config")()
   config[field] = str(tmp_path / "nowhere")
+  points = members.expand(config, None, alone=())
+  checks.check(program, points)  # a launcher may run elsewhere
   with pytest.raises(UserError, match=f"{field}='.*nowhere' is not a folder; give"):
-    checks.check(program, members.expand(config, None, alone=()))
+    checks.check_folders(points)
 
 
 def test_targets_of_lora_are_checked_also_where_it_is_off():

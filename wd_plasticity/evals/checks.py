@@ -20,7 +20,7 @@ from wd_plasticity.optim import adamw, groups, schedules
 from wd_plasticity.tasks import registry
 from wd_plasticity.training import distributed, mesh
 
-_FOLDERS = ("tokenizer_dir", "reward_model", "include_path")
+_FOLDERS = ("tokenizer_dir", "reward_model")
 _STEPS = re.compile(r"\s*(last|all|\d{1,18}(\s*,\s*\d{1,18})*)\s*")
 
 
@@ -45,11 +45,21 @@ def check(program: str, points: Sequence[Member]) -> None:
     mesh.check_axes(config.mesh)
     if "tasks" in config:
       _check_tasks(config)
-    for field in _FOLDERS:
-      if config.get(field) and not os.path.isdir(config[field]):
-        raise UserError(f"{field}={config[field]!r} is not a folder; give one that is there, or "
-                        "leave the field empty.")
     _CHECKS.get(program, lambda config: None)(config)
+
+
+def check_folders(points: Sequence[Member]) -> None:
+  """Refuses folders that are not there, where the program is to run.
+
+  Raises:
+    UserError: with the field.
+  """
+  for point in points:
+    for field in _FOLDERS:
+      folder = point.config.get(field)
+      if folder and not os.path.isdir(folder):
+        raise UserError(f"{field}={folder!r} is not a folder; give one that is there, or leave the "
+                        "field empty.")
 
 
 def _check_processes(section: ConfigDict) -> None:

@@ -278,6 +278,7 @@ def run(program: str, main: Callable[[Session], None]) -> None:
     filename, overrides = cli.config_source()
     points = members_lib.expand(config, cli.load_sweep(filename), tuple(overrides), alone=())
     checks.check(program, points)
+    checks.check_folders(points)
     for point in points:
       paths.check_config(point.config)
     hardware.keep_freed_memory()

@@ -144,6 +144,7 @@ def read_tasks(e: Eval) -> list[str]:
   for point in points:
     paths.check_config(point.config)
   checks.check(e.program, points)
+  checks.check_folders(points)
   if e.program == "lm_eval":
     return lm_eval_tasks.read(e.config)
   found = []
