@@ -56,3 +56,15 @@ def test_memory_that_runs_out_is_one_sentence(capsys):
   with pytest.raises(SystemExit, match="2"):
     errors.run(main)
   assert "members_at_once" in capsys.readouterr().err
+
+
+def test_what_a_killed_write_has_left_is_cleared_and_nothing_else(tmp_path):
+  left, under_way = tmp_path / ".a.json.tmp-0123abcd", tmp_path / ".b.json.tmp-0123abcd"
+  others = [tmp_path / name for name in ("a.json", ".hidden", "b.tmp-0123abcd", ".a.tmp-1")]
+  for path in (left, under_way, *others):
+    path.touch()
+    os.utime(path, (100, 100))
+  os.utime(under_way, (300, 300))
+  files.clear_temporaries(tmp_path, before=200)
+  assert sorted(tmp_path.iterdir()) == sorted([under_way, *others])
+  files.clear_temporaries(tmp_path / "nowhere", before=200)

@@ -1,6 +1,7 @@
 """Prepared records, hashes of files and results are believed by their content."""
 
 import json
+import os
 import pathlib
 import shutil
 
@@ -233,3 +234,16 @@ def test_a_resumed_run_with_another_beta_is_refused(workdir, corpus):
     run_record.check_member(workdir / "members" / members[0].name, config,
                             tokenizer_fingerprint=prepared.tokenizer_fingerprint,
                             data_fingerprint=prepared.fingerprint)
+
+
+def test_what_a_killed_evaluation_was_writing_is_cleared(trained, tmp_path):
+  session = toy(trained, tmp_path)
+  session.results.write(session.targets[0], "sum", {"size": 1}, {"sum": 2})
+  folder = session.results.path(session.targets[0], "sum").parent
+  left = [folder / ".sum.json.tmp-0123abcd",
+          session.results.directory / ".results.csv.tmp-0123abcd"]
+  for path in left:
+    path.touch()
+    os.utime(path, (100, 100))
+  program.execute(session, lambda session: None)
+  assert not [path for path in left if path.exists()]

@@ -38,6 +38,20 @@ def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], Any])
     raise
 
 
+def clear_temporaries(folder: str | os.PathLike, before: float) -> None:
+  """Deletes what killed writes of `write_atomically` have left in a folder.
+
+  Args:
+    folder: may be missing.
+    before: only what was last written before this time, in seconds since 1970: when the program
+      started that is now ending, so that no write under way is older.
+  """
+  for path in Path(folder).glob(".*.tmp-????????"):
+    with contextlib.suppress(OSError):
+      if path.stat().st_mtime < before:
+        path.unlink()
+
+
 @contextlib.contextmanager
 def named(path: str | os.PathLike) -> Iterator[None]:
   """Has failures of the system say of which file they are; writing into one does not tell."""

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from wd_plasticity.evals.targets import Target
 from wd_plasticity.files import (
     HeldFolder,
     check_fields,
+    clear_temporaries,
     is_plain_name,
     locked,
     read_json,
@@ -62,6 +64,7 @@ class Results:
     """Makes the folder, which must then stay where it is."""
     self.directory.mkdir(parents=True, exist_ok=True)
     self._held = HeldFolder(self.directory)
+    self._begun = time.time()
 
   def path(self, target: Target, item: str, suffix: str = ".json") -> Path:
     """Of a file of an item; names that would lead out of the folder are refused."""
@@ -185,6 +188,9 @@ class Results:
         lines = "".join(json.dumps(r, allow_nan=False) + "\n" for r in items)
         write_text(self.directory / "results.jsonl", lines)
         write_text(self.directory / "results.csv", _csv(items))
+    if self._held:
+      for folder in (self.directory, *self.directory.glob("*/*")):
+        clear_temporaries(folder, self._begun)
     return items
 
 

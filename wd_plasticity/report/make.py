@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import time
 from pathlib import Path
 
 from wd_plasticity import errors, files
@@ -35,7 +36,7 @@ def report(workdir: str | os.PathLike, out: str | os.PathLike | None = None) -> 
 
 def write(study: Study, answers: list[Answer], out: str | os.PathLike) -> Path:
   """Writes the report of a study that has been read (see `report`)."""
-  out = Path(out)
+  out, begun = Path(out), time.time()
   try:
     out.mkdir(parents=True, exist_ok=True)
     figures = figures_lib.build(study, answers)
@@ -45,6 +46,8 @@ def write(study: Study, answers: list[Answer], out: str | os.PathLike) -> Path:
     study = dataclasses.replace(study, notes=[*study.notes, *notes])
     path = out / "report.html"
     files.write_text(path, page.render(study, answers, figures))
+    for folder in (out, out / "tables", out / "figures"):
+      files.clear_temporaries(folder, begun)
   except OSError as e:
     raise UserError(f"the report cannot be written to {out}: {errors.describe(e, out)}; "
                     "--out=FOLDER gives another place.") from e
