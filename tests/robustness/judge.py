@@ -148,6 +148,18 @@ def _differences(case, world) -> list[str]:
     return [f"{type(e).__name__}: {e}"[:200]]
 
 
+def meet(case: Case, world: pathlib.Path, folder: pathlib.Path, figures: "Figures",
+         group: str) -> None:
+  """Judges a case, counts it among those of its group, and fails with what is wrong."""
+  complaints = judge(case, world, folder)
+  figures.count(group, "tried")
+  figures.count(group, kind(complaints))
+  for complaint in complaints:
+    figures.note(f"{case.name}: {complaint}")
+  if complaints:
+    pytest.fail("\n".join([case.name, *complaints]), pytrace=False)
+
+
 class Figures:
   """Counts by group, printed at the end and kept in a folder for a report.
 

@@ -2,7 +2,7 @@
 
 import mistakes_written as mistakes
 import pytest
-from judge import COLUMNS, Figures, judge, kind, parameters
+from judge import COLUMNS, Figures, meet, parameters
 
 
 @pytest.fixture(scope="module")
@@ -14,10 +14,4 @@ def figures():
 
 @pytest.mark.parametrize("group, case", parameters(mistakes.GROUPS))
 def test_a_mistake_is_one_sentence(group, case, world, figures, tmp_path):
-  complaints = judge(case, world, tmp_path)
-  figures.count(group, "tried")
-  figures.count(group, kind(complaints))
-  for complaint in complaints:
-    figures.note(f"{case.name}: {complaint}")
-  if complaints:
-    pytest.fail("\n".join([case.name, *complaints]), pytrace=False)
+  meet(case, world, tmp_path, figures, group)
