@@ -50,7 +50,7 @@ def run(main: Callable[[Sequence[str]], None], addresses: Collection[str] = ()) 
   try:
     sys.argv = flags.FLAGS.read_flags_from_files(sys.argv, force_gnu=False)
   except flags.Error as e:
-    errors.exit_with(f"the command line cannot be used: {' '.join(str(e).split())}")
+    errors.exit_with(cli.cannot_be_used(e))
   sys.argv = as_config_flags(sys.argv)
   cli.run(main, addresses)
 

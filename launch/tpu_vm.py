@@ -26,6 +26,7 @@ from launch.jobs import Job, Launch, make_jobs
 from launch.tpu_vm_lane import Lane, Outcomes, Plan, job_folder, start_script, worker_of
 from launch.tpu_vm_slice import ABSENT, Request, Slice, exists_in_words
 from wd_plasticity.errors import UserError
+from wd_plasticity.files import parse_json
 from wd_plasticity.study.plan import REPORT
 
 _PROJECT = flags.DEFINE_string("project", None, "Google Cloud project.")
@@ -171,11 +172,11 @@ def _as_begun(launch: Launch, source: scripts.Source, names: Sequence[str], base
     if text is None:
       continue
     try:
-      begun = json.loads(text)
+      begun = parse_json(text)
       workdir, revision = begun["workdir"], begun["revision"]
       if not isinstance(workdir, str) or not re.fullmatch("[0-9a-f]{7,64}", revision):
         raise ValueError("not as we write it")
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
       raise UserError(f"{name} exists but was not made by this program; give another --tpu_name."
                       ) from None
     if workdir != launch.workdir and not re.search(r"{date}|{time}", flags.FLAGS.workdir):

@@ -146,15 +146,20 @@ errors.run(main)
 """
 
 
-def test_who_is_waited_for_is_said_and_a_failure_reaches_all(tmp_path):
-  script = tmp_path / "process.py"
+def _start_three(folder):
+  """Three processes of one run, and their logs."""
+  script, port = folder / "process.py", _free_port()
   script.write_text(_PROCESS)
-  port = _free_port()
-  logs = [tmp_path / f"{i}.log" for i in range(3)]
-  processes = [subprocess.Popen(
-      [sys.executable, str(script), str(tmp_path), str(port), str(i)], stdout=open(logs[i], "w"),
+  logs = [folder / f"{i}.log" for i in range(3)]
+  return [subprocess.Popen(
+      [sys.executable, str(script), str(folder), str(port), str(i)], stdout=open(logs[i], "w"),
       stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": str(tiny.ROOT),
-                                                  "JAX_PLATFORMS": "cpu"}) for i in range(3)]
+                                                  "JAX_PLATFORMS": "cpu"})
+          for i in range(3)], logs
+
+
+def test_who_is_waited_for_is_said_and_a_failure_reaches_all(tmp_path):
+  processes, logs = _start_three(tmp_path)
   said = lambda i: logs[i].read_text()
   everything = lambda: "\n".join(map(said, range(3)))
   try:
@@ -177,15 +182,8 @@ def test_who_is_waited_for_is_said_and_a_failure_reaches_all(tmp_path):
 
 @pytest.mark.slow
 def test_a_coordinator_that_is_stopped_is_said(tmp_path):
-  script = tmp_path / "process.py"
-  script.write_text(_PROCESS)
-  port = _free_port()
-  logs = [tmp_path / f"{i}.log" for i in range(3)]
   (tmp_path / "go-2").write_text("")
-  processes = [subprocess.Popen(
-      [sys.executable, str(script), str(tmp_path), str(port), str(i)], stdout=open(logs[i], "w"),
-      stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": str(tiny.ROOT),
-                                                  "JAX_PLATFORMS": "cpu"}) for i in range(3)]
+  processes, logs = _start_three(tmp_path)
   try:
     until(lambda: "s at 'the data' for process 0 of 3" in logs[1].read_text(), logs[1].read_text)
     processes[0].send_signal(signal.SIGSTOP)

@@ -47,7 +47,7 @@ def define_config_flag(program: str = ""):
     holder = config_flags.DEFINE_config_file(
         "config", None, "Config file, optionally with arguments: configs/llama2.py:size=1b,tpp=20.")
   except (flags.Error, OSError) as e:  # it looks into a --flagfile at once
-    errors.exit_with(_cannot_be_used(e))
+    errors.exit_with(cannot_be_used(e))
   flags.FLAGS["config"].parser = _Parser(program)
   return holder
 
@@ -124,7 +124,7 @@ def _parse(argv):
     raise
   except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError,
           MemoryError, OSError, flags.Error) as e:
-    raise UserError(_unknown_field(argv) or _cannot_be_used(e)) from e
+    raise UserError(_unknown_field(argv) or cannot_be_used(e)) from e
   if len(rest) > 1:
     raise UserError(f"{rest[1]!r} is not a flag; flags start with -- and use =, see --help.")
   return rest
@@ -166,7 +166,8 @@ def _unknown_field(argv: Sequence[str]) -> str:
   return ""
 
 
-def _cannot_be_used(e: BaseException) -> str:
+def cannot_be_used(e: BaseException) -> str:
+  """The sentence on a command line that could not be parsed."""
   reason = one_line(str(e.args[0] if e.args else e)) or type(e).__name__
   return f"the command line cannot be used: {reason.rstrip('. ')}; see --help."
 

@@ -3,6 +3,7 @@ so that whatever is wrong with it is one sentence."""
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import sys
@@ -71,6 +72,12 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, value: Any) -> None:
   """Writes JSON atomically."""
   write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def sha256(path: str | os.PathLike) -> str:
+  """Of a file's content, in hexadecimal digits."""
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def parse_json(content: str | bytes) -> Any:

@@ -189,7 +189,7 @@ class Pretraining:
     }
 
   def total(self, members: int) -> int:
-    return sum(self.parts(members).values())
+    return total(self.parts(members))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +244,7 @@ class Finetuning:
     limit = device_limit() if limit is None else limit
     most = max(1, -(-self.rows // (self.mesh["data"] * self.mesh["fsdp"])))
     count = 1
-    while count < most and sum(self.parts(members, count).values()) > limit:
+    while count < most and total(self.parts(members, count)) > limit:
       count = min(most, 2 * count)
     return count
 

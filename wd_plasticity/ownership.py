@@ -17,7 +17,7 @@ from pathlib import Path
 
 from wd_plasticity import errors
 from wd_plasticity.errors import UserError
-from wd_plasticity.files import lock_at_once, open_lock
+from wd_plasticity.files import lock_at_once, open_lock, parse_json
 
 NAME = ".lock"
 _SECONDS_TO_END = 60  # of what a program had started that was killed
@@ -103,8 +103,8 @@ def _sign(lock: int) -> None:
 def _holder(path: Path) -> Mapping:
   """What the holder has noted; nothing when it has not, or not yet."""
   try:
-    about = json.loads(path.read_bytes())
-  except (OSError, ValueError, RecursionError):
+    about = parse_json(path.read_bytes())
+  except (OSError, ValueError):
     return {}
   return about if isinstance(about, dict) else {}
 

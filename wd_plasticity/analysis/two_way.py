@@ -105,7 +105,8 @@ def draws(tasks: Sequence[np.ndarray], errors: Sequence[np.ndarray | None] = (),
   rest = _rest(tasks, valid_DxS)
   own = seed_variance.own(valid_DxS, rest, *seed_variance.alternatives(
       [x.mean(-1) for x in tasks], [c and c.of(seeds=used_S) for c in choices]))
-  shared, own_BxD = None, np.zeros_like(noise_BxD)
+  shared = None
+  seeds_BxD = own_BxD = np.zeros_like(noise_BxD)
   if own is not None:
     shared = seed_variance.shared(member_DxS, valid_DxS, own)
     noise_BxD = _without_rest(noise_BxD, cov_DxD, own, seeds_D, crossed=shared is not None)
@@ -113,11 +114,9 @@ def draws(tasks: Sequence[np.ndarray], errors: Sequence[np.ndarray | None] = (),
   apart_BxD = noise_BxD - noise_BxD.mean(1, keepdims=True)
   alone = 1 - 1 / max(len(mean_D), 2)  # how much of an error its distance from the mean holds
   scale_BxD = np.sqrt(apart_BxD.var(0) / alone + own_BxD)
-  if own is not None:
-    noise_BxD = noise_BxD + seeds_BxD
   items = sum(x.shape[-1] for x in tasks if x.shape[-1] > 1)
   known = own is not None or bool(np.any(cov_DxD > 0))
-  return Fit(mean_D, mean_D + noise_BxD, scale_BxD, seeds_D, items, known,
+  return Fit(mean_D, mean_D + noise_BxD + seeds_BxD, scale_BxD, seeds_D, items, known,
              cov_DxD, rest, shared, own)
 
 

@@ -123,7 +123,7 @@ class FileHashes:
     known = self._known.get(path)
     if isinstance(known, list) and len(known) == 2 and known[0] == key:
       return known[1]
-    digest = hash_file(path)
+    digest = files.sha256(path)
     # Within the resolution of the clock a file may change again without a new time.
     if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > 2_000_000_000:
       self._known[path] = [key, digest]
@@ -141,7 +141,7 @@ class FileHashes:
 def checksums(directory: str, stats: Mapping) -> dict[str, str]:
   """sha256 of every file of records in a directory, and of the statistics that go with them."""
   names = sorted(name for name in os.listdir(directory) if name.endswith(".npy"))
-  return {name: hash_file(os.path.join(directory, name)) for name in names} | {
+  return {name: files.sha256(os.path.join(directory, name)) for name in names} | {
       STATS: combined_hash([{k: v for k, v in stats.items() if k != "checksums"}])}
 
 
@@ -153,12 +153,6 @@ def damaged_file(directory: str, stats: Mapping) -> str:
   now = checksums(directory, stats)
   return next((os.path.join(directory, name) for name in sorted(now | stats["checksums"])
                if now.get(name) != stats["checksums"].get(name)), "")
-
-
-def hash_file(path: str) -> str:
-  """sha256 of a file's content."""
-  with open(path, "rb") as f:
-    return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def smallest_dtype(vocab_size: int) -> np.dtype:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
-from wd_plasticity import limits
+from wd_plasticity import limits, paths
 from wd_plasticity.analysis import token_frequency
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals import lm_eval_tasks, split_evaluation
@@ -38,10 +38,11 @@ def check(program: str, points: Sequence[Member]) -> None:
   for point in points:
     config = point.config
     limits.check(config)
+    paths.check_config(config)
     if not _STEPS.fullmatch(config.steps):
       raise UserError(f"steps={config.steps!r} must be last, all, or numbers such as '100,200'.")
     choose("compute_dtype", config.compute_dtype, ("", *CHOICES["compute_dtype"]))
-    _check_processes(config.distributed)
+    distributed.check(config.distributed)
     mesh.check_axes(config.mesh)
     if "tasks" in config:
       _check_tasks(config)
@@ -60,15 +61,6 @@ def check_folders(points: Sequence[Member]) -> None:
       if folder and not os.path.isdir(folder):
         raise UserError(f"{field}={folder!r} is not a folder; give one that is there, or leave the "
                         "field empty.")
-
-
-def _check_processes(section: ConfigDict) -> None:
-  choose("distributed.mode", section.mode, distributed.MODES)
-  if section.mode != "off" and section.coordinator and not (
-      0 <= section.process_id < section.num_processes):
-    raise UserError(f"distributed.coordinator={section.coordinator} needs "
-                    "distributed.num_processes and a distributed.process_id from 0 to "
-                    "num_processes - 1.")
 
 
 def _check_tasks(config: ConfigDict) -> None:
@@ -115,10 +107,6 @@ def check_optimizer(optim: ConfigDict) -> None:
     schedules.check(section, field)
 
 
-def _check_lm_eval(config: ConfigDict) -> None:
-  lm_eval_tasks.check(config)
-
-
 _CHECKS: dict[str, Callable[[ConfigDict], None]] = {
     "overfit": _check_overfit, "probe": _check_probe, "finetune": _check_finetune,
-    "lm_eval": _check_lm_eval}
+    "lm_eval": lm_eval_tasks.check}

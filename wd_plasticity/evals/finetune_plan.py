@@ -23,7 +23,6 @@ from wd_plasticity.finetuning import batches, lora, scoring
 from wd_plasticity.finetuning.examples import Template
 from wd_plasticity.finetuning.step import TuneOptions
 from wd_plasticity.members import Member
-from wd_plasticity.models import decoder
 from wd_plasticity.models.config import ModelConfig
 from wd_plasticity.optim import adamw, groups
 from wd_plasticity.tasks import registry
@@ -192,7 +191,8 @@ class Plan:
       return parts["activations"] + parts["logits"]
     trained = 0
     if self.options.lora_rank:
-      trained = sum(math.prod(x.shape) for x in jax.tree.leaves(self._trained_shapes(target.model)))
+      shapes = lora.trained_shapes(target.model, self.options.lora_rank, self.options.lora_targets)
+      trained = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
     return memory.Finetuning(
         target.trained_model, mesh, rows=shape.rows, length=shape.length, targets=shape.targets,
         replay_rows=self.options.replay_rows, replay_length=target.sequence_length,
@@ -238,22 +238,10 @@ class Plan:
                  (self.optimizer.learning_rate_schedule, self.optimizer.decay_schedule)]
     return (self.options, self.num_steps, json.dumps(optim, sort_keys=True), *schedules)
 
-  def _trained_shapes(self, model: ModelConfig):
-    """Shapes of the parameters that are trained."""
-    def trained():
-      params = decoder.init_params(model, jax.random.key(0))
-      if not self.options.lora_rank:
-        return params
-      return lora.init(params, self.options.lora_rank, self.options.lora_targets,
-                       jax.random.key(0))
-    return jax.eval_shape(trained)
-
   def _optimizer(self, model: ModelConfig):
     optim = self.config.optim
-    rules = tuple(optim.decay.rules)
-    if self.options.lora_rank:
-      rules += (r".*/lora_[ab]=lora",)
-    group_of = groups.assign_groups(self._trained_shapes(model), rules)
+    group_of = lora.trained_groups(model, self.options.lora_rank, self.options.lora_targets,
+                                   optim.decay.rules)
     multipliers = groups.decay_multipliers(optim.decay, group_of)
     tokens = sum(len(e.tokens) for e in self.examples) * self.config.epochs
     optimizer = adamw.from_section(optim, group_of, self.num_steps,

@@ -6,7 +6,6 @@ again.
 """
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -28,6 +27,7 @@ from wd_plasticity.files import (
     is_plain_name,
     locked,
     read_json,
+    sha256,
     write_atomically,
     write_json,
     write_text,
@@ -105,7 +105,7 @@ class Results:
                 f"{json.dumps(now.get(field))}")
     for suffix in (".jsonl", ".npz"):
       path, digest = self.path(target, item, suffix), made.get("files", {}).get(suffix)
-      if digest and (not path.is_file() or _digest(path) != digest):
+      if digest and (not path.is_file() or sha256(path) != digest):
         return f"was written with another {path.name}, which is damaged or gone"
     return ""
 
@@ -158,7 +158,7 @@ class Results:
     document = {
         "schema": f"wd_plasticity.{self._program}", "schema_version": SCHEMA_VERSION,
         "item": item, "checkpoint": describe(target), "settings": as_json(settings),
-        "values": finite(values), "files": {f.suffix: _digest(f) for f in files},
+        "values": finite(values), "files": {f.suffix: sha256(f) for f in files},
         "command": self._command, "code_version": code_version()}
     write_json(path, document)
 
@@ -192,11 +192,6 @@ class Results:
       for folder in (self.directory, *self.directory.glob("*/*")):
         clear_temporaries(folder, self._begun)
     return items
-
-
-def _digest(path: Path) -> str:
-  with open(path, "rb") as f:
-    return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def describe(target: Target) -> dict[str, Any]:

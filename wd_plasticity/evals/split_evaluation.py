@@ -11,6 +11,7 @@ from wd_plasticity.errors import UserError
 from wd_plasticity.finetuning import scoring
 from wd_plasticity.finetuning.examples import Template
 from wd_plasticity.generation.sampling import Sampling
+from wd_plasticity.limits import choose
 from wd_plasticity.tasks import grading, sample_metrics
 from wd_plasticity.tasks.task import Problem, Task
 
@@ -24,9 +25,7 @@ def check(evaluate: ConfigDict) -> None:
   Raises:
     UserError: with the field and what it can be.
   """
-  if evaluate.generate not in GENERATE:
-    raise UserError(f"evaluate.generate={evaluate.generate!r} is unknown; use one of "
-                    f"{', '.join(GENERATE)}.")
+  choose("evaluate.generate", evaluate.generate, GENERATE)
   for field in ("samples", "max_new_tokens", "observations", "observed_problems",
                 "forgetting_sequences"):
     if evaluate[field] < 0:

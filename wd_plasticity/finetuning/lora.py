@@ -14,6 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from wd_plasticity.errors import UserError
+from wd_plasticity.models import decoder
+from wd_plasticity.models.config import ModelConfig
+from wd_plasticity.optim import groups
 
 TARGETS = ("query", "key", "value", "output", "gate", "up", "down")
 _PARENT = {name: "attention" for name in TARGETS[:4]} | {name: "feed_forward"
@@ -55,6 +58,21 @@ def init(params: Any, rank: int, targets: Sequence[str], key: jax.Array) -> dict
         "lora_a": jax.random.uniform(own, (n, inputs, rank), jnp.float32, -bound, bound),
         "lora_b": jnp.zeros((n, rank, outputs), jnp.float32)}
   return factors
+
+
+def trained_shapes(model: ModelConfig, rank: int, targets: Sequence[str]) -> Any:
+  """Shapes of what is trained: all parameters, or with a rank the factors."""
+  shapes = decoder.param_shapes(model)
+  if not rank:
+    return shapes
+  return jax.eval_shape(lambda: init(shapes, rank, targets, jax.random.key(0)))
+
+
+def trained_groups(model: ModelConfig, rank: int, targets: Sequence[str],
+                   rules: Sequence[str]) -> dict[str, str]:
+  """The parameter group of everything that is trained; factors are the group `lora`."""
+  own = (r".*/lora_[ab]=lora",) if rank else ()
+  return groups.assign_groups(trained_shapes(model, rank, targets), (*rules, *own))
 
 
 def merge(params: Any, factors: Any, scale: float) -> Any:

@@ -140,8 +140,6 @@ class TuneProgram:
       (_, mean), grads = jax.value_and_grad(objective, has_aux=True)(trained, rows)
       return mean, grads
 
-    if self.options.micro_batches == 1:
-      return mean_and_grads(rows)
     return step_lib.sum_over_micro_batches(mean_and_grads, rows, self.options.micro_batches)
 
   def _replay_sum(self, params, tokens_BxL, weights_B):

@@ -29,20 +29,20 @@ from wd_plasticity import cli, errors, ownership, paths
 from wd_plasticity.config import as_json, default_config
 from wd_plasticity.data import prepare, tokenizers
 from wd_plasticity.errors import UserError
-from wd_plasticity.files import write_json, write_text
+from wd_plasticity.files import sha256, write_json, write_text
 from wd_plasticity.interop import (
-  parameter_stream,
-  tokenizer_files,
-  transformers_config,
-  transformers_files,
-  transformers_weights,
+    parameter_stream,
+    tokenizer_files,
+    transformers_config,
+    transformers_files,
+    transformers_weights,
 )
 from wd_plasticity.interop.export import (
-  FORMAT,
-  KEPT_FOLDER,
-  OWN_FILE,
-  OWN_FOLDER,
-  prepare_process,
+    FORMAT,
+    KEPT_FOLDER,
+    OWN_FILE,
+    OWN_FOLDER,
+    prepare_process,
 )
 from wd_plasticity.models import flops
 from wd_plasticity.models.config import ModelConfig
@@ -289,8 +289,7 @@ def _sha256(source: pathlib.Path, tensors: transformers_files.Tensors) -> str:
   """Of config.json and the weights."""
   total = hashlib.sha256()
   for path in sorted({source / "config.json", *(tensors.stored(n).path for n in tensors)}):
-    with open(path, "rb") as file:
-      total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    total.update(f"{path.name} {sha256(path)}\n".encode())
   return total.hexdigest()
 
 

@@ -230,7 +230,7 @@ def _members(workdir: Path, notes: Notes) -> tuple[list[Member], dict[str, str]]
   configs = {}
   for folder, fields in stored.items():
     try:
-      if config := fields and summary.config_of(folder):
+      if config := summary.config_in(fields, folder / "config.json"):
         configs[folder] = config
     except UNREADABLE:
       notes.unreadable(folder / "config.json")

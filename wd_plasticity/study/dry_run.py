@@ -7,12 +7,10 @@ needs none is checked at every start (evals/checks.py, plan.read_tasks).
 from collections.abc import Sequence
 
 import jax
-from ml_collections import ConfigDict
 
 from wd_plasticity.errors import UserError
 from wd_plasticity.finetuning import lora
 from wd_plasticity.members import Member, expand
-from wd_plasticity.models import decoder
 from wd_plasticity.models.config import ModelConfig
 from wd_plasticity.optim import adamw, groups
 from wd_plasticity.plan import Plan, make_plan
@@ -65,19 +63,11 @@ def _check_finetuning(e: Eval, model: ModelConfig) -> None:
   """Refuses groups and schedules that the model and the number of steps do not allow."""
   for point in expand(e.config, sweep_of(e), alone=()):
     config = point.config
-    group_of = _groups(config, model)
+    group_of = lora.trained_groups(model, config.lora.rank, config.lora.targets,
+                                   config.optim.decay.rules)
     groups.decay_multipliers(config.optim.decay, group_of)
     for name in config.tasks:
       problems = len(registry.load(name, "train", config.sources[name]["train"], config.max_train,
                                    config.seed).problems)
       steps = -(-problems // config.batch_size) * config.epochs
       adamw.from_section(config.optim, group_of, steps, 1 << 62)  # tokens are not known yet
-
-
-def _groups(config: ConfigDict, model: ModelConfig) -> dict[str, str]:
-  shapes, rules = decoder.param_shapes(model), tuple(config.optim.decay.rules)
-  if config.lora.rank:
-    shapes = jax.eval_shape(lambda: lora.init(shapes, config.lora.rank, config.lora.targets,
-                                              jax.random.key(0)))
-    rules += (r".*/lora_[ab]=lora",)
-  return groups.assign_groups(shapes, rules)

@@ -21,7 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from wd_plasticity import paths, typed_config
+from wd_plasticity import typed_config
 from wd_plasticity.config import as_json, flatten
 from wd_plasticity.errors import UserError
 from wd_plasticity.evals import checks, lm_eval_tasks
@@ -141,8 +141,6 @@ def read_tasks(e: Eval) -> list[str]:
     UserError: an impossible field, an unknown task, or files that cannot be read.
   """
   points = expand(e.config, sweep_of(e), alone=())
-  for point in points:
-    paths.check_config(point.config)
   checks.check(e.program, points)
   checks.check_folders(points)
   if e.program == "lm_eval":

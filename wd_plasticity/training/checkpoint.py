@@ -26,20 +26,20 @@ from wd_plasticity.errors import UserError
 from wd_plasticity.files import HeldFolder, check_place
 from wd_plasticity.training import distributed, stored_state
 from wd_plasticity.training.orbax_arrays import (
-  causes,
-  first_device,
-  load_arrays,
-  messages,
-  orbax_context,
-  placed,
-  stored_shapes,
+    causes,
+    first_device,
+    load_arrays,
+    messages,
+    orbax_context,
+    placed,
+    stored_shapes,
 )
 from wd_plasticity.training.stored_state import (
-  CONTENTS,
-  FORMAT,
-  FORMAT_VERSION,
-  finished_steps,
-  read_meta,
+    CONTENTS,
+    FORMAT,
+    FORMAT_VERSION,
+    finished_steps,
+    read_meta,
 )
 
 # What orbax calls a save in progress.

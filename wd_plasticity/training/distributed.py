@@ -18,6 +18,7 @@ from jax._src.distributed import global_state  # the keys of the coordinator hav
 from ml_collections import ConfigDict
 
 from wd_plasticity.errors import UserError
+from wd_plasticity.limits import choose
 from wd_plasticity.training import rendezvous
 
 MODES = ("auto", "on", "off")
@@ -35,14 +36,26 @@ def initialise(section: ConfigDict) -> str:
   Raises:
     UserError: bad fields, or no answer from the coordinator within the timeout.
   """
-  if section.mode not in MODES:
-    raise UserError(f"distributed.mode={section.mode!r} is unknown; use one of "
-                    f"{', '.join(MODES)}.")
+  check(section)
   if section.mode == "on" or (section.mode == "auto" and (section.coordinator or _in_cluster())):
     _connect(section)
   return (f"process {jax.process_index()} of {jax.process_count()}: "
           f"{jax.local_device_count()} of {jax.device_count()} devices "
           f"({jax.devices()[0].device_kind}, {jax.default_backend()})")
+
+
+def check(section: ConfigDict) -> None:
+  """Refuses fields that mean nothing together.
+
+  Raises:
+    UserError: with the field and what it can be.
+  """
+  choose("distributed.mode", section.mode, MODES)
+  if section.mode != "off" and section.coordinator and not (
+      0 <= section.process_id < section.num_processes):
+    raise UserError(f"distributed.coordinator={section.coordinator} needs "
+                    "distributed.num_processes and a distributed.process_id from 0 to "
+                    "num_processes - 1.")
 
 
 def _in_cluster() -> bool:
@@ -58,10 +71,6 @@ def _in_cluster() -> bool:
 def _connect(section):
   arguments = dict(initialization_timeout=section.timeout_seconds)
   if section.coordinator:
-    if section.num_processes < 1 or not 0 <= section.process_id < section.num_processes:
-      raise UserError(
-          f"distributed.coordinator={section.coordinator} needs distributed.num_processes and a "
-          "distributed.process_id from 0 to num_processes - 1.")
     arguments.update(coordinator_address=section.coordinator,
                      num_processes=section.num_processes, process_id=section.process_id)
   if where := _where_to_meet(section):  # JAX would abort the process when the others do not come

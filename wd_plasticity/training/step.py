@@ -121,9 +121,6 @@ class Program:
   def _loss_and_grads(self, params, tokens_BxL):
     grad_fn = jax.value_and_grad(self._objective, has_aux=True)
     a = self.options.accumulate_steps
-    if a == 1:
-      (_, aux), grads = grad_fn(params, tokens_BxL)
-      return aux, grads
     def aux_and_grads(tokens):
       (_, aux), grads = grad_fn(params, tokens)
       return aux, grads
@@ -160,6 +157,8 @@ def sum_over_micro_batches(fn: Callable, batch: Any, count: int) -> Any:
     count: micro-batches, which divides B. Their rows are taken with this stride, so that
       each device keeps its share.
   """
+  if count == 1:
+    return fn(batch)
   micro = jax.tree.map(
       lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
   shapes = jax.eval_shape(fn, jax.tree.map(lambda x: x[0], micro))

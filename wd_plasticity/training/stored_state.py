@@ -8,7 +8,6 @@ What earlier versions wrote has no checksums; it is accepted, and that is said o
 """
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ import jax
 import numpy as np
 
 from wd_plasticity.errors import UserError
-from wd_plasticity.files import is_plain_name, parse_json, write_json
+from wd_plasticity.files import is_plain_name, parse_json, sha256, write_json
 
 FORMAT = "wd_plasticity checkpoint"
 FORMAT_VERSION = 1
@@ -131,7 +130,7 @@ def seal(directory: Path) -> None:
   for path in sorted(directory.rglob("*")):
     name = path.relative_to(directory).as_posix()
     if path.is_file() and name not in (COMMIT, CHECKSUMS):
-      files[name] = [path.stat().st_size, _sha256(path)]
+      files[name] = [path.stat().st_size, sha256(path)]
   write_json(directory / CHECKSUMS, {"algorithm": "sha256", "files": files})
 
 
@@ -214,18 +213,13 @@ def _difference(directory: Path, name: str, files: Mapping, contents: bool = Tru
     now = path.stat().st_size
     if now != size:
       return f"has {now} bytes and had {size} when it was saved"
-    if contents and _sha256(path) != digest:
+    if contents and sha256(path) != digest:
       return "is not what was saved (its checksum differs)"
   except FileNotFoundError:
     return "is missing"
   except OSError as e:
     return f"cannot be read ({e.strerror})"
   return ""
-
-
-def _sha256(path: Path) -> str:
-  with open(path, "rb") as f:
-    return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 _said = set()

@@ -104,7 +104,12 @@ def config_of(folder: Path) -> dict:
     UserError: it is damaged.
   """
   path = folder / "config.json"
-  config = read_json(path).get("config", {})
+  return config_in(read_json(path), path)
+
+
+def config_in(record: dict, path: Path) -> dict:
+  """The flat configuration in the record of a member that was read from `path`; as `config_of`."""
+  config = record.get("config", {})
   config = flatten(config) if isinstance(config, dict) else None
   if config is None or (config and not _is_member(config)):
     raise UserError(f"{path} is not the configuration of a member; restore the file or remove it.")
